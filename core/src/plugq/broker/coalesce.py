@@ -1,0 +1,105 @@
+"""Group commit without timers: what arrives while a call is under way shares the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from plugq.lifecycle import cancel_and_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Coalescer(Generic[Item, Answer]):
+    """Merges concurrent calls of one batch verb into few calls of it.
+
+    ``call`` returns the answers to its own items, in order. A call is never split, so whatever
+    is atomic for a batch stays so for it. At most ``most`` items or ``most_bytes`` as measured by
+    ``size`` go into one merged call; the rest waits for the next. A caller that is cancelled
+    leaves before its items are taken, or not at all.
+    """
+
+    def __init__(
+        self,
+        verb: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        *,
+        most: int = 1000,
+        most_bytes: int = 8 * 1024 * 1024,
+        size: Callable[[Item], int] | None = None,
+    ) -> None:
+        self._verb = verb
+        self._most = most
+        self._most_bytes = most_bytes
+        self._size = size
+        self._waiting: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = deque()
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def call(self, items: Sequence[Item]) -> Sequence[Answer]:
+        """Return the answers for ``items`` from a call shared with others."""
+        future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((items, future))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        return await future
+
+    async def stop(self) -> None:
+        """Wait for what is under way and answer what waits with a cancellation."""
+        if self._flusher is not None:
+            await cancel_and_wait([self._flusher])
+        while self._waiting:
+            self._waiting.popleft()[1].cancel()
+
+    async def _flush(self) -> None:
+        try:
+            while group := self._take():
+                await self._answer(group)
+        finally:
+            self._flusher = None
+
+    def _take(self) -> list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]]:
+        group: list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = []
+        count = weight = 0
+        while self._waiting:
+            items, future = self._waiting[0]
+            if future.done():
+                self._waiting.popleft()
+                continue
+            count += len(items)
+            weight += sum(map(self._size, items)) if self._size else 0
+            if group and (count > self._most or weight > self._most_bytes):
+                break
+            group.append(self._waiting.popleft())
+        return group
+
+    async def _answer(
+        self,
+        group: list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]],
+    ) -> None:
+        try:
+            if len(group) == 1:
+                answers = await self._verb(group[0][0])
+            else:
+                answers = await self._verb([item for items, _ in group for item in items])
+        except BaseException as error:
+            for _, future in group:
+                if not future.done():
+                    if isinstance(error, Exception):
+                        future.set_exception(error)
+                    else:
+                        future.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        start = 0
+        for items, future in group:
+            if not future.done():
+                future.set_result(answers[start : start + len(items)])
+            start += len(items)
+
+
+__all__ = ["Coalescer"]

@@ -1,0 +1,343 @@
+"""The broker that talks to a storage in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from plugq.broker.coalesce import Coalescer
+from plugq.broker.dispatch import (
+    Action,
+    Answered,
+    Asked,
+    Dispatch,
+    Due,
+    Event,
+    GiveBack,
+    Gone,
+    Probe,
+    Refused,
+    Reply,
+    Short,
+    Tick,
+    Timer,
+    Woken,
+)
+from plugq.broker.reports import Reports
+from plugq.broker.sweeper import Sweeper
+from plugq.errors import PlugqError, Unavailable
+from plugq.job import JobState, Outcome
+from plugq.lifecycle import Alarm, Lifecycle, Supervisor
+from plugq.protocols.plugin import Capability
+from plugq.protocols.storage import ClaimReply, Configure, Resync, Settlement, Wake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from plugq.broker.reports import Observer
+    from plugq.clock import Clock
+    from plugq.job import JobRecord, JobRef
+    from plugq.protocols.storage import (
+        ClaimRequest,
+        Edit,
+        EditReply,
+        FindQuery,
+        Holder,
+        LeaseRef,
+        NewJob,
+        Notice,
+        Page,
+        QueueSettings,
+        RenewReply,
+        SettleReply,
+        Stats,
+        Storage,
+        SubmitReply,
+    )
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a waiting claim asks again though nothing woke it, with and without
+#: wake-ups by the storage.
+SLOW_POLL = 10.0
+POLL = 1.0
+
+
+class LocalBroker(Lifecycle):
+    """Dispatch, coalescing and housekeeping over one storage, for one event loop.
+
+    ``maintain`` stands for the office of the sweeper, as workers and brokers do and plain clients
+    do not. ``patience`` is how long a new sweeper leaves lapsed leases alone. ``settings`` are
+    stored at the start; where processes differ the last one started wins.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        *,
+        maintain: bool = False,
+        max_crashes: int = 3,
+        patience: float = 12.0,
+        deadline_grace: float = 30.0,
+        settings: Sequence[QueueSettings] = (),
+        observer: Observer | None = None,
+    ) -> None:
+        super().__init__()
+        self._storage = storage
+        self._clock = clock
+        self._settings = tuple(settings)
+        self._peer = uuid.uuid4().hex
+        self._supervisor = Supervisor(clock)
+        self._reports = Reports(clock, observer)
+        self._sweeper = (
+            Sweeper(
+                storage,
+                clock,
+                name=self._peer,
+                max_crashes=max_crashes,
+                patience=patience,
+                deadline_grace=deadline_grace,
+                report=self._reports.changed,
+            )
+            if maintain
+            else None
+        )
+        self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
+        self._dispatch = Dispatch(self._next_poll)
+        self._keys = itertools.count()
+        self._replies: dict[int, asyncio.Future[ClaimReply]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._alarm = Alarm(clock, lambda: self._handle(Tick()))
+        self._listeners: list[Callable[[Sequence[Notice]], None]] = []
+        self._submits: Coalescer[NewJob, SubmitReply] = Coalescer(
+            storage.submit,
+            size=lambda job: len(job.body) + 200,
+        )
+        self._gets: dict[tuple[bool, bool], Coalescer[JobRef, JobRecord | None]] = {}
+
+    @property
+    def peer(self) -> str:
+        """The name under which the storage signals to this broker."""
+        return self._peer
+
+    async def _start(self) -> None:
+        await self._storage.start()
+        if self._settings:
+            await self._storage.edit(Configure(self._settings))
+        watching = asyncio.Event()
+        self._supervisor.run("watch", lambda: self._watch(watching))
+        # A job that ends before the peer is known would be told to nobody.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await watching.wait()
+        if self._sweeper is not None:
+            self._supervisor.run("sweep", self._sweeper.run)
+
+    async def _stop(self) -> None:
+        for key in list(self._replies):
+            self._handle(Gone(key))
+        for reply in list(self._replies.values()):
+            reply.cancel()
+        self._replies.clear()
+        await self._submits.stop()
+        for gets in self._gets.values():
+            await gets.stop()
+        await self._supervisor.stop()
+        await self._alarm.stop()
+        while self._tasks:
+            # Probes whose callers have gone still have leases to give back.
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._sweeper is not None:
+            with contextlib.suppress(PlugqError):
+                await self._sweeper.resign()
+        await self._storage.stop()
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        """Store jobs; calls under way at one time share one call of the storage."""
+        replies = await self._submits.call(jobs)
+        self._reports.submitted(jobs, replies)
+        delays = [
+            job.delay
+            for job, reply in zip(jobs, replies, strict=True)
+            if job.delay and reply.state is JobState.DELAYED
+        ]
+        if delays:
+            self._handle(Due(min(delays)))
+        return replies
+
+    async def claim(self, request: ClaimRequest, *, wait: float = 0.0) -> ClaimReply:
+        """Return leases as soon as there is one, or none after ``wait`` seconds."""
+        key = next(self._keys)
+        future: asyncio.Future[ClaimReply] = asyncio.get_running_loop().create_future()
+        self._replies[key] = future
+        self._handle(Asked(key, request, self._clock.monotonic() + wait))
+        try:
+            reply = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._handle_actions([GiveBack(future.result())])
+            else:
+                self._handle(Gone(key))
+            raise
+        finally:
+            self._replies.pop(key, None)
+        self._reports.started(reply.leases, request.worker)
+        return reply
+
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        claim: ClaimRequest | None = None,
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        """End attempts and claim, in one step, what is ready now."""
+        replies, claimed = await self._storage.settle(settlements, claim)
+        self._reports.settled(settlements, replies)
+        delays = [
+            settlement.delay
+            for settlement, reply in zip(settlements, replies, strict=True)
+            if reply.state is JobState.DELAYED
+        ]
+        if claim is not None and claimed is not None:
+            if len(claimed.leases) < claim.limit:
+                self._handle(Short(claim.queues, claimed.next_in))
+            self._reports.started(claimed.leases, claim.worker)
+        if delays:
+            self._handle(Due(min(delays)))
+        return replies, claimed
+
+    async def renew(
+        self,
+        leases: Sequence[LeaseRef],
+        *,
+        lease: float,
+        holder: Holder | None = None,
+    ) -> Sequence[RenewReply]:
+        """Extend leases."""
+        return await self._storage.renew(leases, lease=lease, holder=holder)
+
+    async def get(
+        self,
+        refs: Sequence[JobRef],
+        *,
+        body: bool = False,
+        waiting: bool = False,
+    ) -> Sequence[JobRecord | None]:
+        """Return jobs; calls under way at one time share one call of the storage."""
+        gets = self._gets.get((body, waiting))
+        if gets is None:
+
+            async def verb(refs: Sequence[JobRef]) -> Sequence[JobRecord | None]:
+                return await self._storage.get(refs, body=body, waiting=waiting)
+
+            gets = self._gets[body, waiting] = Coalescer(verb)
+        return await gets.call(refs)
+
+    async def find(self, query: FindQuery) -> Page:
+        """Return one page of jobs."""
+        return await self._storage.find(query)
+
+    async def stats(self) -> Stats:
+        """Return the store in numbers."""
+        return await self._storage.stats()
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        """Make an operator's change."""
+        replies = await self._storage.edit(edit)
+        self._reports.edited(edit, replies)
+        return replies
+
+    def subscribe(self, listener: Callable[[Sequence[Notice]], None]) -> Callable[[], None]:
+        """Call ``listener`` with every batch of notices; the function returned ends that."""
+        self._listeners.append(listener)
+
+        def remove() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return remove
+
+    def state(self) -> dict[str, Any]:
+        """Return what runs, what failed and what waits, without I/O."""
+        return {
+            "peer": self._peer,
+            "waiting_claims": self._dispatch.waiting,
+            "loops": self._supervisor.state(),
+            "sweeper": None if self._sweeper is None else self._sweeper.state(),
+        }
+
+    async def _watch(self, watching: asyncio.Event) -> None:
+        async with contextlib.aclosing(self._storage.watch(self._peer)) as notices:
+            async for notice in notices:
+                watching.set()
+                if isinstance(notice, Wake | Resync):
+                    self._handle(Woken())
+                for listener in tuple(self._listeners):
+                    try:
+                        listener((notice,))
+                    except Exception:
+                        logger.exception("a listener for notices failed")
+
+    def _next_poll(self) -> float:
+        return self._poll * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+
+    def _handle(self, event: Event) -> None:
+        self._handle_actions(self._dispatch.handle(event, self._clock.monotonic()))
+
+    def _handle_actions(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Probe(key, request):
+                    self._spawn(self._probe(key, request))
+                case Reply(key, reply):
+                    future = self._replies.get(key)
+                    if future is not None and not future.done():
+                        future.set_result(ClaimReply() if reply is None else reply)
+                    elif reply is not None and reply.leases:
+                        self._spawn(self._give_back(reply))
+                case GiveBack(reply):
+                    if reply.leases:
+                        self._spawn(self._give_back(reply))
+                case Timer(at):
+                    self._alarm.set(at)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _probe(self, key: int, request: ClaimRequest) -> None:
+        try:
+            reply = await self._storage.claim(request)
+        except PlugqError as error:
+            self._fail(key, error)
+        except Exception as error:
+            logger.exception("the storage failed to answer a claim")
+            self._fail(key, Unavailable(f"the storage failed: {type(error).__name__}: {error}"))
+        else:
+            self._handle(Answered(key, reply))
+
+    def _fail(self, key: int, error: PlugqError) -> None:
+        future = self._replies.get(key)
+        if future is not None and not future.done():
+            future.set_exception(error)
+        self._handle(Refused(key))
+
+    async def _give_back(self, reply: ClaimReply) -> None:
+        """Release leases that nobody waits for; when that fails they lapse."""
+        releases = [
+            Settlement(queue=x.queue, id=x.id, token=x.token, outcome=Outcome.RELEASE)
+            for x in reply.leases
+        ]
+        try:
+            await self._storage.settle(releases)
+        except PlugqError as error:
+            logger.warning("%d leases could not be given back: %s", len(releases), error)
+
+
+__all__ = ["LocalBroker"]

@@ -1,0 +1,129 @@
+"""Housekeeping by whoever is elected: due jobs, lapsed leases, deadlines, retention.
+
+The office is a register with a short ttl. Election saves work and nothing else: two sweepers at
+once do no harm, since the storage fences each of their moves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from plugq.protocols.storage import RegisterChange, SweepReply, SweepRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from plugq.clock import Clock
+    from plugq.protocols.storage import Change, Storage
+
+#: The register that names the sweeper.
+OFFICE = "sweeper"
+#: Seconds for which the office is held, between renewals of it, and between candidacies. An
+#: office left by a dead process is taken over after at most ``TERM + CANDIDACY`` = 2.9 s.
+TERM = 1.7
+RENEWAL = 0.8
+CANDIDACY = 1.2
+#: The longest that a sweeper sleeps, so that a due job is noticed within a second.
+ROUND = 0.8
+#: A round that comes this much later than planned means that the process was paused.
+PAUSED = 2.0
+
+
+class Sweeper:
+    """Stands for the office and, while it has it, sweeps.
+
+    ``patience`` is how many seconds holders get to renew before this sweeper ends any lease,
+    counted from its election and from every pause or failure of its own.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        *,
+        name: str,
+        max_crashes: int,
+        patience: float,
+        deadline_grace: float,
+        report: Callable[[Sequence[Change]], None],
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._name = name.encode()
+        self._max_crashes = max_crashes
+        self._patience = patience
+        self._deadline_grace = deadline_grace
+        self._report = report
+        self._version = 0
+        self._elected = False
+        self._rounds = 0
+
+    async def run(self) -> None:
+        """Stand and sweep for ever; raises what the storage raises."""
+        self._elected = False
+        while True:
+            if await self._stand():
+                await self._serve()
+            await self._clock.sleep(CANDIDACY)
+
+    async def resign(self) -> None:
+        """Give the office up, so that the next one need not wait for its term to end."""
+        if self._elected:
+            self._elected = False
+            change = RegisterChange(key=OFFICE, expect=self._version, value=None)
+            await self._storage.swap([change])
+
+    def state(self) -> dict[str, Any]:
+        """Return whether this process sweeps, and how often it has."""
+        return {"elected": self._elected, "rounds": self._rounds}
+
+    async def _stand(self) -> bool:
+        """Take the free office or renew the term; false when another one holds it."""
+        change = RegisterChange(key=OFFICE, expect=self._version, value=self._name, ttl=TERM)
+        answer = await self._storage.swap([change])
+        register = answer.registers[0]
+        if not answer.done and register is None:
+            # The own term has ended unnoticed: stand again as for a free office.
+            self._version = 0
+            change = RegisterChange(key=OFFICE, expect=0, value=self._name, ttl=TERM)
+            answer = await self._storage.swap([change])
+            register = answer.registers[0]
+        self._elected = answer.done and register is not None
+        self._version = register.version if self._elected and register is not None else 0
+        return self._elected
+
+    async def _serve(self) -> None:
+        patient_until = self._clock.monotonic() + self._patience
+        renew_at = self._clock.monotonic() + RENEWAL
+        while True:
+            now = self._clock.monotonic()
+            reply = await self._sweep(end_leases=now >= patient_until)
+            pause = ROUND if reply.next_in is None else min(max(reply.next_in, 0.0), ROUND)
+            if now < patient_until:
+                pause = min(max(pause, 0.05), ROUND)
+            pause = max(0.0, min(pause, renew_at - self._clock.monotonic()))
+            planned = self._clock.monotonic() + pause
+            if pause:
+                await self._clock.sleep(pause)
+            woke = self._clock.monotonic()
+            if woke - planned > PAUSED:
+                patient_until = woke + self._patience
+            if woke >= renew_at:
+                if not await self._stand():
+                    return
+                renew_at = self._clock.monotonic() + RENEWAL
+
+    async def _sweep(self, *, end_leases: bool) -> SweepReply:
+        request = SweepRequest(
+            max_crashes=self._max_crashes,
+            end_leases=end_leases,
+            deadline_grace=self._deadline_grace,
+        )
+        reply = await self._storage.sweep(request)
+        self._rounds += 1
+        if reply.changes:
+            self._report(reply.changes)
+        return reply
+
+
+__all__ = ["Sweeper"]

@@ -1,0 +1,1 @@
+"""The plugins that come with plugq, registered by entry points as anyone's are."""

@@ -1,0 +1,267 @@
+"""One queue of the memory storage: who is ready, in which order, and which lanes hold back.
+
+The ready order holds the jobs without a lane and the head of each lane that may run one more.
+The other jobs of a lane wait in the lane, so a million jobs of one busy lane cost a claim
+nothing.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from plugq.builtin.memory_records import Agenda, Tally
+from plugq.job import JobState
+from plugq.protocols.storage import QueueSettings, UniqueMode
+
+if TYPE_CHECKING:
+    from plugq.builtin.memory_records import Record
+
+_QUEUED = JobState.QUEUED
+_SMALLEST_HEAP = 256
+
+#: (−priority, ready time, sequence, ticket or move, record); the fourth is unique, so records
+#: are never compared.
+_Entry = tuple[int, float, int, int, "Record"]
+
+
+class Lane:
+    """The queued jobs of one lane, in order; ``head`` is the one in the ready order."""
+
+    __slots__ = ("entries", "head", "limit", "running")
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.limit = _SMALLEST_HEAP
+        self.head: Record | None = None
+        self.running = 0
+
+    def add(self, record: Record) -> None:
+        """Enter a record that has just become queued."""
+        entries = self.entries
+        if len(entries) >= self.limit:
+            entries[:] = [entry for entry in entries if entry[4].move == entry[3]]
+            heapify(entries)
+            self.limit = max(_SMALLEST_HEAP, 2 * len(entries))
+        heappush(
+            entries,
+            (record.order, record.ready_at, record.sequence, record.move, record),
+        )
+
+
+class Key:
+    """A unique key that is held; of a throttle key, until when."""
+
+    __slots__ = ("holder", "until")
+
+    def __init__(self, holder: Record, until: float | None) -> None:
+        self.holder = holder
+        self.until = until
+
+
+class Queue:
+    """The jobs of one queue and everything that decides which of them may be claimed.
+
+    ``ready`` counts the entries of the ready order, ``fresh`` what became claimable since idle
+    peers were last thought of.
+    """
+
+    __slots__ = (
+        "_entries",
+        "_limit",
+        "_tickets",
+        "delayed",
+        "fresh",
+        "jobs",
+        "keys",
+        "lanes",
+        "name",
+        "paused",
+        "ready",
+        "running",
+        "settings",
+        "tallies",
+        "token",
+        "waiting",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.jobs: dict[str, Record] = {}
+        self.tallies: dict[str, Tally] = {}
+        self.keys: dict[str, Key] = {}
+        self.lanes: dict[str, Lane] = {}
+        self.delayed = Agenda()
+        self.settings: QueueSettings | None = None
+        self.paused = False
+        self.token = 0
+        self.running = 0
+        self.waiting = 0
+        self.ready = 0
+        self.fresh = 0
+        self._entries: list[_Entry] = []
+        self._limit = _SMALLEST_HEAP
+        self._tickets = 0
+
+    def tally(self, task: str) -> Tally:
+        """Return the counters of a task."""
+        tally = self.tallies.get(task)
+        if tally is None:
+            tally = self.tallies[task] = Tally(self.name, task)
+        return tally
+
+    @property
+    def max_length(self) -> int | None:
+        """How many jobs may wait."""
+        return None if self.settings is None else self.settings.max_length
+
+    @property
+    def room(self) -> int:
+        """How many of the ready jobs the pause and ``max_running`` let start."""
+        return self._slots(self.ready)
+
+    def _slots(self, most: int) -> int:
+        if self.paused:
+            return 0
+        limit = self.settings.max_running if self.settings is not None else None
+        return most if limit is None else max(0, min(most, limit - self.running))
+
+    def enter(self, record: Record) -> None:
+        """Put a record that has just become queued at the place of its key."""
+        if record.job.lane is None:
+            self._rank(record)
+            return
+        lane = self.lanes.get(record.job.lane)
+        if lane is None:
+            lane = self.lanes[record.job.lane] = Lane()
+        lane.add(record)
+        self._elect(record.job.lane, lane)
+
+    def withdraw(self, record: Record) -> None:
+        """Take out a record that has just left ``queued`` by another way than :meth:`take`."""
+        if record.place:
+            record.place = 0
+            self.ready -= 1
+        if record.job.lane is not None and (lane := self.lanes.get(record.job.lane)) is not None:
+            self._elect(record.job.lane, lane)
+
+    def take(self, most: int, now: float) -> list[Record]:
+        """Take out the best records, at most ``most``; the caller makes every one of them run.
+
+        Jobs past their deadline are left to the sweep.
+        """
+        taken: list[Record] = []
+        most = self._slots(most)
+        entries = self._entries
+        while entries and len(taken) < most:
+            _, _, _, ticket, record = heappop(entries)
+            if record.place != ticket:
+                continue
+            record.place = 0
+            self.ready -= 1
+            runs = record.deadline_at is None or record.deadline_at > now
+            if runs:
+                self.running += 1
+                taken.append(record)
+            if record.job.lane is not None:
+                lane = self.lanes[record.job.lane]
+                # A lane that shows a head has it on top.
+                heappop(lane.entries)
+                lane.head = None
+                lane.running += runs
+                self._elect(record.job.lane, lane)
+        return taken
+
+    def leave_running(self, record: Record) -> None:
+        """Free the places of a record whose lease has just ended."""
+        self.running -= 1
+        if self.settings is not None and self.settings.max_running is not None:
+            self.fresh += 1
+        if record.job.lane is not None:
+            lane = self.lanes[record.job.lane]
+            lane.running -= 1
+            self._elect(record.job.lane, lane)
+
+    def run_restored(self, record: Record) -> None:
+        """Count a record that is restored as running."""
+        self.running += 1
+        if record.job.lane is not None:
+            lane = self.lanes.setdefault(record.job.lane, Lane())
+            lane.running += 1
+            self._elect(record.job.lane, lane)
+
+    def oldest(self) -> Record | None:
+        """Return the first record of the ready order."""
+        entries = self._entries
+        while entries:
+            _, _, _, ticket, record = entries[0]
+            if record.place == ticket:
+                return record
+            heappop(entries)
+        return None
+
+    def configure(self, settings: QueueSettings) -> None:
+        """Set the limits and let the lanes in or out that they concern."""
+        self.settings = settings
+        self.fresh = self.ready
+        for name, lane in list(self.lanes.items()):
+            self._elect(name, lane)
+
+    def holder(self, key: str, now: float) -> Record | None:
+        """Return the record that holds a unique key."""
+        held = self.keys.get(key)
+        if held is None or (held.until is not None and held.until <= now):
+            return None
+        return held.holder
+
+    def hold(self, record: Record, key: str, until: float | None) -> None:
+        """Give a record a unique key; a throttle key only for a time."""
+        self.keys[key] = Key(record, until)
+
+    def expire_key(self, key: str, now: float) -> None:
+        """Free a throttle key if its time has passed."""
+        held = self.keys.get(key)
+        if held is not None and held.until is not None and held.until <= now:
+            del self.keys[key]
+
+    def free(self, record: Record, mode: UniqueMode | None = None) -> None:
+        """Free the unique key of a record, only if it is of that mode; never a throttle's."""
+        unique = record.job.unique
+        if unique is None or unique.mode is UniqueMode.THROTTLE:
+            return
+        if mode is not None and unique.mode is not mode:
+            return
+        held = self.keys.get(unique.key)
+        if held is not None and held.holder is record:
+            del self.keys[unique.key]
+
+    def _rank(self, record: Record) -> None:
+        entries = self._entries
+        if len(entries) >= self._limit:
+            entries[:] = [entry for entry in entries if entry[4].place == entry[3]]
+            heapify(entries)
+            self._limit = max(_SMALLEST_HEAP, 2 * len(entries))
+        self._tickets = record.place = self._tickets + 1
+        heappush(entries, (record.order, record.ready_at, record.sequence, record.place, record))
+        self.ready += 1
+        self.fresh += 1
+
+    def _elect(self, name: str, lane: Lane) -> None:
+        """Make the ready order show the lane's first job, or none while the lane is full."""
+        entries = lane.entries
+        while entries and entries[0][4].move != entries[0][3]:
+            heappop(entries)
+        limit = 1 if self.settings is None else self.settings.lane_max_running
+        head = entries[0][4] if entries and lane.running < limit else None
+        if head is not lane.head:
+            former, lane.head = lane.head, head
+            if former is not None and former.place:
+                former.place = 0
+                self.ready -= 1
+            if head is not None:
+                self._rank(head)
+        if not entries and not lane.running:
+            self.lanes.pop(name, None)
+
+
+__all__ = ["Key", "Lane", "Queue"]

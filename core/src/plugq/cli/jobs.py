@@ -1,0 +1,294 @@
+"""``plugq jobs``: look at jobs and steer them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from plugq.cli.deployment import config_option, json_option, opened, read_config, run, with_client
+from plugq.cli.failure import FAILED
+from plugq.cli.output import (
+    moment,
+    note,
+    plural,
+    print_facts,
+    print_json,
+    print_table,
+    safe,
+    safe_lines,
+    say,
+    span,
+)
+from plugq.errors import JobNotFound, ResultExpired
+from plugq.job import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+
+    from plugq.client import Client, Job
+
+#: Jobs that are asked for in one call.
+PAGE = 500
+_COLUMNS = ("state", "queue", "id", "task", "attempt", "submitted", "code", "error")
+#: Seconds that the result of a job that has ended may take to come.
+_RESULT = 5.0
+
+queue_option = click.option(
+    "-q", "--queue", help="The queue of the job; without it, all queues are looked through."
+)
+ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
+
+
+@click.group()
+def jobs() -> None:
+    """List, show, cancel, retry and purge jobs."""
+
+
+@jobs.command("list")
+@config_option
+@click.option(
+    "-s",
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([str(state) for state in JobState]),
+    help="Only jobs in this state; repeat it for more.",
+)
+@click.option("-q", "--queue", help="Only jobs of this queue.")
+@click.option("-t", "--task", help="Only jobs of this task.")
+@click.option("--batch", help="Only jobs of this batch.")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="The most jobs to list.",
+)
+@json_option
+def list_(
+    *, file: str | None, states: tuple[str, ...], limit: int, as_json: bool, **asked: Any
+) -> None:
+    """List jobs, the newest first."""
+    config = read_config(file)
+    asked["state"] = states or None
+    found, more = with_client(config, lambda client: _first(client, asked, limit))
+    if as_json:
+        print_json([_plain(job) for job in found])
+        return
+    print_table(_COLUMNS, map(_row, found))
+    if more:
+        note(f"plugq: these are the newest {plural(limit, 'job')}; --limit shows more")
+
+
+@jobs.command()
+@click.argument("id")
+@config_option
+@queue_option
+@click.option(
+    "--payload", is_flag=True, help="Also its arguments and its result, which may be confidential."
+)
+@json_option
+def show(*, id: str, file: str | None, queue: str | None, payload: bool, as_json: bool) -> None:
+    """Show a job with all its attempts that did not succeed."""
+    config = read_config(file)
+    job, more = with_client(config, lambda client: _look(client, id, queue, payload=payload))
+    if as_json:
+        print_json(_plain(job) | more)
+    else:
+        _print_job(job, more)
+
+
+@jobs.command()
+@ids_argument
+@config_option
+@queue_option
+@json_option
+@click.pass_context
+def cancel(ctx: click.Context, /, **given: Any) -> None:
+    """Cancel jobs: at once where they wait, by their workers where they run.
+
+    Prints for each what came of it: cancelled, requested (it runs, and its worker is told),
+    finished or not_found. Fails unless all are cancelled or will be.
+    """
+    _steer(ctx, "cancel", {"cancelled", "requested"}, **given)
+
+
+@jobs.command()
+@ids_argument
+@config_option
+@queue_option
+@json_option
+@click.pass_context
+def retry(ctx: click.Context, /, **given: Any) -> None:
+    """Queue failed, cancelled and skipped jobs again, with all their attempts.
+
+    Prints for each what came of it: done, not_found, or conflict (it is in another state, or
+    another job holds its unique key). Fails unless all are done.
+    """
+    _steer(ctx, "retry", {"done"}, **given)
+
+
+@jobs.command()
+@ids_argument
+@config_option
+@queue_option
+@json_option
+@click.pass_context
+def purge(ctx: click.Context, /, **given: Any) -> None:
+    """Remove jobs that have ended, before their retention passes.
+
+    Prints for each what came of it: done, not_found, or conflict (it has not ended). Fails unless
+    all are done.
+    """
+    _steer(ctx, "purge", {"done"}, **given)
+
+
+def _steer(
+    ctx: click.Context,
+    verb: str,
+    good: set[str],
+    *,
+    ids: tuple[str, ...],
+    file: str | None,
+    queue: str | None,
+    as_json: bool,
+) -> None:
+    async def work() -> list[str]:
+        async with opened(config) as client:
+            change: Callable[..., Awaitable[Sequence[str]]] = getattr(client, verb)
+            handles = await asyncio.gather(*(_find(client, id, queue) for id in ids))
+            found = [handle for handle in handles if handle is not None]
+            answers = iter(await change(*found) if found else ())
+            return ["not_found" if handle is None else str(next(answers)) for handle in handles]
+
+    config = read_config(file)
+    answers = run(work())
+    if as_json:
+        print_json([{"id": id, "answer": answer} for id, answer in zip(ids, answers, strict=True)])
+    else:
+        for id, answer in zip(ids, answers, strict=True):
+            say(f"{safe(id)}\t{answer}")
+    if not good.issuperset(answers):
+        ctx.exit(FAILED)
+
+
+async def _find(client: Client, id: str, queue: str | None) -> Any:
+    """Return what names a job; ``None`` if no queue has it."""
+    if queue is not None:
+        return client.handle(id, queue=queue)
+    try:
+        return await client.get(id)
+    except JobNotFound:
+        return None
+
+
+async def _first(client: Client, asked: dict[str, Any], limit: int) -> tuple[list[Job], bool]:
+    """Return the newest jobs, and whether there are more."""
+    found: list[Job] = []
+    async for page in _pages(client, asked, limit + 1):
+        found += page
+        if len(found) > limit:
+            return found[:limit], True
+    return found, False
+
+
+async def _pages(client: Client, asked: dict[str, Any], most: int) -> AsyncIterator[Sequence[Job]]:
+    cursor: str | None = None
+    while True:
+        page = await client.find(**asked, limit=min(most, PAGE), cursor=cursor)
+        yield page.jobs
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+async def _look(
+    client: Client, id: str, queue: str | None, *, payload: bool
+) -> tuple[Job, dict[str, Any]]:
+    job = await client.get(id, queue=queue)
+    more: dict[str, Any] = {}
+    if payload:
+        more["args"], more["kwargs"] = await client.payload(id, queue=job.queue)
+        if job.state is JobState.SUCCEEDED:
+            try:
+                more["result"] = await client.handle(id, queue=job.queue).result(_RESULT)
+            except (ResultExpired, JobNotFound) as error:
+                note(f"plugq: {safe(error)}")
+    return job, more
+
+
+def _print_job(job: Job, more: dict[str, Any]) -> None:
+    print_facts(dict(_facts(job)))
+    for name, value in more.items():
+        say(f"{name}:")
+        print_json(value)
+    for attempt in job.attempts:
+        say()
+        when = "" if attempt.ended_at is None else f" at {moment(attempt.ended_at)}"
+        worker = f" on {safe(attempt.worker)}" if attempt.worker else ""
+        what = f"{safe(attempt.type)}: {safe(attempt.message)}".strip(": ")
+        say(f"attempt {attempt.attempt}{when}{worker}: {safe(attempt.code)}: {what}".rstrip(": "))
+        for line in safe_lines(attempt.traceback.rstrip()) if attempt.traceback else ():
+            say(f"  {line}")
+
+
+def _facts(job: Job) -> Iterator[tuple[str, object]]:
+    yield "id", job.id
+    yield "queue", job.queue
+    yield "task", job.task
+    asked = job.cancel_requested and not job.final
+    yield "state", f"{job.state}{', to be cancelled' if asked else ''}"
+    yield "attempt", f"{job.attempt} of {job.max_attempts}"
+    optional: dict[str, object] = {
+        "crashes": job.crashes or None,
+        "code": job.code or None,
+        "priority": job.priority or None,
+        "lane": job.lane,
+        "batch": job.batch,
+        "worker": job.worker or None,
+        "submitted": moment(job.submitted_at),
+        "ready": moment(job.ready_at),
+        "started": moment(job.started_at),
+        "finished": moment(job.finished_at),
+        "ran": _ran(job),
+        "deadline": moment(job.deadline_at),
+        "kept until": moment(job.expires_at),
+    }
+    if job.progress is not None:
+        said = job.progress
+        optional["progress"] = f"{said.current:g} of {said.total:g} {said.message}"
+    for name, value in optional.items():
+        if value not in {None, ""}:
+            yield name, value
+
+
+def _ran(job: Job) -> str:
+    if job.started_at is None or job.finished_at is None:
+        return ""
+    return span((job.finished_at - job.started_at).total_seconds())
+
+
+def _row(job: Job) -> list[object]:
+    error = job.error
+    return [
+        job.state,
+        job.queue,
+        job.id,
+        job.task,
+        f"{job.attempt}/{job.max_attempts}",
+        moment(job.submitted_at),
+        job.code,
+        "" if error is None else f"{error.type}: {error.message}".strip(": "),
+    ]
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(job)
+    return plain
+
+
+__all__ = ["jobs"]

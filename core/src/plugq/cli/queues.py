@@ -1,0 +1,124 @@
+"""``plugq queues`` and ``plugq stats``: jobs in numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from plugq.cli.deployment import config_option, json_option, read_config, with_client
+from plugq.cli.output import print_json, print_table, safe, say, span
+from plugq.job import JobState
+
+if TYPE_CHECKING:
+    from plugq.client.views import QueueInfo, Stats
+
+_STATES = [str(state) for state in JobState]
+_TOTALS = ("accepted", "started", "retried", "lease_ended", "removed")
+
+
+@click.group()
+def queues() -> None:
+    """List, pause and resume queues."""
+
+
+@queues.command("list")
+@config_option
+@json_option
+def list_(*, file: str | None, as_json: bool) -> None:
+    """List the queues that were ever used, with their jobs by state.
+
+    OLDEST is how long the oldest job that could start has waited.
+    """
+    stats_ = with_client(read_config(file), lambda client: client.stats())
+    if as_json:
+        print_json([_queue(queue) for queue in stats_.queues])
+        return
+    print_table(
+        ["queue", "paused", *_STATES, "oldest"],
+        [
+            [
+                queue.name,
+                "yes" if queue.paused else "no",
+                *(queue.counts.get(state, 0) for state in _STATES),
+                "" if queue.oldest is None else span(queue.oldest.total_seconds()),
+            ]
+            for queue in stats_.queues
+        ],
+    )
+
+
+@queues.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@config_option
+@json_option
+def pause(*, names: tuple[str, ...], file: str | None, as_json: bool) -> None:
+    """Let no more jobs of these queues start, for every worker.
+
+    Submissions are accepted and running jobs go on.
+    """
+    with_client(read_config(file), lambda client: client.queues.pause(*names))
+    _told(names, "paused", as_json=as_json)
+
+
+@queues.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+@config_option
+@json_option
+def resume(*, names: tuple[str, ...], file: str | None, as_json: bool) -> None:
+    """Let the jobs of these queues start again."""
+    with_client(read_config(file), lambda client: client.queues.resume(*names))
+    _told(names, "resumed", as_json=as_json)
+
+
+@click.command()
+@config_option
+@json_option
+def stats(*, file: str | None, as_json: bool) -> None:
+    """Print how many jobs there are by task and state, and how many there were in all.
+
+    STARTED counts attempts, LEASE_ENDED those whose worker died, REMOVED the jobs that are gone.
+    """
+    found = with_client(read_config(file), lambda client: client.stats())
+    if as_json:
+        print_json(_stats(found))
+        return
+    print_table(
+        ["queue", "task", *_STATES, *_TOTALS],
+        [
+            [
+                row.queue,
+                row.task,
+                *(row.counts.get(state, 0) for state in _STATES),
+                *(row.totals.get(name, 0) for name in _TOTALS),
+            ]
+            for row in found.tasks
+        ],
+    )
+
+
+def _told(names: tuple[str, ...], what: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(dict.fromkeys(names, what))
+    else:
+        for name in names:
+            say(f"{safe(name)}\t{what}")
+
+
+def _stats(stats: Stats) -> dict[str, Any]:
+    return {
+        "at": stats.at,
+        "counts": stats.counts,
+        "queues": [_queue(queue) for queue in stats.queues],
+        "tasks": [msgspec.structs.asdict(task) for task in stats.tasks],
+    }
+
+
+def _queue(queue: QueueInfo) -> dict[str, Any]:
+    """Return a queue with its age in seconds."""
+    oldest = None if queue.oldest is None else queue.oldest.total_seconds()
+    return msgspec.structs.asdict(queue) | {"oldest": oldest}
+
+
+__all__ = ["queues", "stats"]

@@ -1,0 +1,139 @@
+"""``plugq worker`` and ``plugq dev``: processes that run jobs until they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plugq.assembly import PRIVATE, Assembly, Worker
+from plugq.cli.deployment import config_option, describe, import_app, read_config
+from plugq.cli.failure import log_to_stderr
+from plugq.cli.output import note, say
+from plugq.errors import ConfigError
+from plugq.worker import loop_factory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@click.command()
+@config_option
+def dev(file: str | None) -> None:
+    """Run the jobs of the configuration here, in one process, until Ctrl-C.
+
+    For development. In production run `plugq worker`.
+    """
+    config = read_config(file)
+    log_to_stderr(level=logging.INFO, tracebacks=True)
+    app = import_app(config)
+    assembly = Assembly(config)
+    worker = Worker(app, assembly=assembly)
+    line = f"plugq dev · {describe(config, list(app.tasks), worker.queues)} · Ctrl-C stops"
+
+    def started() -> None:
+        say(line)
+        if assembly.private:
+            note(
+                "these jobs live in this process alone, where plugq submit can not reach them; "
+                "run: pip install 'plugq[sqlite]', then write use = \"sqlite\" and path = "
+                '"jobs.db" below [storage]'
+            )
+
+    serve(worker, started)
+
+
+@click.command()
+@config_option
+@click.option("--app", metavar="MODULE", help="The application, in place of the file's.")
+@click.option(
+    "-q", "--queue", "queues", multiple=True, help="Serve this queue; repeat it for more, in order."
+)
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), help="How many jobs each process runs at a time."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many processes; those that die are started again.",
+)
+@click.option("--supervised", is_flag=True, hidden=True)
+def worker(
+    *,
+    file: str | None,
+    app: str | None,
+    queues: tuple[str, ...],
+    concurrency: int | None,
+    processes: int,
+    supervised: bool,
+) -> None:
+    r"""Run jobs until SIGTERM or Ctrl-C.
+
+    The first signal lets running jobs finish within [worker] grace, then gives back what is left;
+    the second one ends the process at once.
+
+    \b
+    Examples:
+      plugq worker
+      plugq worker --queue email --queue default --concurrency 50 --processes 4
+    """
+    config = read_config(file, app=app)
+    log_to_stderr(level=logging.INFO, tracebacks=True)
+    assembly = Assembly(config)
+    if assembly.private:
+        raise ConfigError(PRIVATE.format(storage=config.storage.use))
+    if processes > 1:
+        from plugq.cli.processes import Processes, worker_command
+
+        command = worker_command(config, app=app, queues=queues, concurrency=concurrency)
+        code = asyncio.run(Processes(command, processes, name=config.worker.id).run())
+        raise click.exceptions.Exit(code)
+    found = import_app(config)
+    one = Worker(found, assembly=assembly, queues=queues or None, concurrency=concurrency)
+    line = describe(config, list(found.tasks), one.queues)
+    if supervised:
+        serve(one, lambda: _report_to_parent(one, line))
+    else:
+        serve(one, lambda: say(f"plugq worker · {line} · Ctrl-C stops"))
+
+
+def serve(worker: Worker, started: Callable[[], Any]) -> None:
+    """Run a worker to its end and call ``started`` once it works and can be stopped by signals."""
+
+    async def work() -> None:
+        async with worker:
+            # Runs when `run` has begun to wait, that is after it has taken over the signals.
+            asyncio.get_running_loop().call_soon(_quietly, started)
+            await worker.run()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(work())
+
+
+def _quietly(started: Callable[[], Any]) -> None:
+    # A worker whose output nobody reads any longer goes on working.
+    with contextlib.suppress(OSError):
+        started()
+
+
+def _report_to_parent(worker: Worker, line: str) -> None:
+    from plugq.cli.processes import report_ready, wait_for_parent
+
+    report_ready(line)
+    loop = asyncio.get_running_loop()
+
+    def orphaned() -> None:
+        wait_for_parent()
+        with contextlib.suppress(RuntimeError):
+            asyncio.run_coroutine_threadsafe(worker.stop(), loop)
+
+    threading.Thread(target=orphaned, name="plugq-parent", daemon=True).start()
+
+
+__all__ = ["dev", "serve", "worker"]

@@ -1,0 +1,495 @@
+"""The client: submits jobs, waits for them, looks at them and steers them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+from plugq.client.handle import JobHandle
+from plugq.client.queues import Queues
+from plugq.client.views import Page, attempt_view, stats_view, view
+from plugq.client.waiters import Waiters
+from plugq.duration import Duration, seconds, timestamp
+from plugq.envelope import open_body, open_result
+from plugq.errors import (
+    AmbiguousId,
+    InvalidJob,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JobSkipped,
+    OutcomeUnknown,
+    QueueFull,
+    ResultExpired,
+    Unavailable,
+    Undecodable,
+    WaitTimeout,
+)
+from plugq.job import JobRef, JobState
+from plugq.lifecycle import Lifecycle
+from plugq.protocols.serde import Serde, SerdeContext
+from plugq.protocols.storage import (
+    Cancel,
+    Edit,
+    EditStatus,
+    FindQuery,
+    Purge,
+    Redrive,
+    SubmitStatus,
+)
+from plugq.task import Asked, JobRequest, ask, check_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from typing import Self, Unpack
+
+    from plugq.client.views import Job, Stats
+    from plugq.clock import Clock
+    from plugq.job import JobRecord
+    from plugq.protocols.broker import Broker
+    from plugq.protocols.storage import EditReply, NewJob, SubmitReply
+    from plugq.submission import Submitter
+    from plugq.task import CallOptions, RequestOptions, Task
+
+R = TypeVar("R")
+CancelAnswer = Literal["cancelled", "requested", "finished", "not_found"]
+Outcome = Literal["accepted", "duplicate"]
+
+#: Jobs that are stored in one step.
+CHUNK = 1000
+
+_CANCEL: dict[EditStatus, CancelAnswer] = {
+    EditStatus.DONE: "cancelled",
+    EditStatus.REQUESTED: "requested",
+    EditStatus.FINISHED: "finished",
+    EditStatus.NOT_FOUND: "not_found",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """How long requests take; in seconds. ``reconnect`` is the first and the longest pause."""
+
+    deadline: float = 5.0
+    fallback_poll: float = 1.0
+    reconnect: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What a client shares with the workers of its deployment."""
+
+    submitter: Submitter
+    serdes: Mapping[str, Serde]
+    tasks: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
+
+
+class Client(Lifecycle):
+    """Talks to one deployment; made by :func:`plugq.connect` and bound to the loop that starts it.
+
+    Every call has a deadline and raises only errors of :mod:`plugq`. A cancelled call may still
+    have happened; to submit again with the same id is safe.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        deployment: Deployment,
+        clock: Clock,
+        *,
+        settings: ClientSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self._broker = broker
+        self._deployment = deployment
+        self._clock = clock
+        self._settings = settings or ClientSettings()
+        self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.queues = Queues(self)
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop."""
+        await self.stop()
+
+    async def _start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._broker.start()
+        self._waiters.start()
+
+    async def _stop(self) -> None:
+        await self._waiters.stop()
+        await self._broker.stop()
+
+    async def submit(
+        self,
+        request: JobRequest[R],
+        **options: Unpack[RequestOptions],
+    ) -> JobHandle[R]:
+        """Submit one job and return its handle once it is stored.
+
+        Raises:
+            InvalidJob: the request or an option can not be; nothing was stored.
+            PayloadError: the arguments can not travel; nothing was stored.
+            QueueFull: the queue takes no more; nothing was stored.
+            Unavailable: the storage could not be reached in time; nothing was stored.
+            OutcomeUnknown: the answer was lost; submitting again with the same id is safe.
+        """
+        jobs = self._prepare([request], ask(options))
+        replies = await self._send(jobs)
+        return self._handle(request, jobs[0], replies[0])
+
+    async def submit_many(
+        self,
+        requests: Iterable[JobRequest[R]],
+        **options: Unpack[RequestOptions],
+    ) -> list[JobHandle[R]]:
+        """Submit jobs and return their handles, in order.
+
+        All of them are checked before any is stored. Each thousand is stored in one step.
+
+        Raises:
+            InvalidJob: one can not be; nothing was stored.
+            PayloadError: the arguments of one can not travel; nothing was stored.
+            QueueFull: a queue takes no more; nothing of that thousand was stored.
+            OutcomeUnknown: ``ids`` names what is not confirmed; submitting that again is safe.
+        """
+        asked = ask(options)
+        if asked.id is not None:
+            raise InvalidJob("id: one id can not serve many jobs; use request.options(id=…)")
+        wanted = list(requests)
+        jobs = self._prepare(wanted, asked)
+        handles: list[JobHandle[R]] = []
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
+            try:
+                replies = await self._send(chunk)
+            except (OutcomeUnknown, Unavailable) as error:
+                if start == 0 and isinstance(error, Unavailable):
+                    raise
+                message = f"{len(jobs) - start:,} of {len(jobs):,} jobs are not confirmed: {error}"
+                raise OutcomeUnknown(message, ids=[job.id for job in jobs[start:]]) from error
+            handles += [
+                self._handle(request, job, reply)
+                for request, job, reply in zip(
+                    wanted[start : start + CHUNK],
+                    chunk,
+                    replies,
+                    strict=True,
+                )
+            ]
+        return handles
+
+    async def call(
+        self,
+        request: JobRequest[R],
+        *,
+        timeout: Duration | None = 30.0,
+        **options: Unpack[CallOptions],
+    ) -> R:
+        """Submit one job and return its result.
+
+        ``timeout`` is how long to wait for it, not the timeout of its attempts. Raises what
+        :meth:`submit` and :meth:`JobHandle.result` do.
+        """
+        return await (await self.submit(request, **options)).result(timeout)
+
+    def handle(
+        self,
+        id: str,
+        *,
+        queue: str,
+        task: Task[Any, R] | None = None,
+    ) -> JobHandle[R]:
+        """Return the handle of a job that may exist; does no I/O."""
+        return JobHandle(self, JobRef(queue, check_id(id)), task=task)
+
+    async def get(self, id: str, *, queue: str | None = None) -> Job:
+        """Return a job; without a queue, all queues are looked through.
+
+        Raises:
+            JobNotFound: there is none.
+            AmbiguousId: several queues have a job of that id.
+        """
+        return view(await self._record(id, queue))
+
+    async def payload(
+        self,
+        id: str,
+        *,
+        queue: str | None = None,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the decoded positional and keyword arguments of a job.
+
+        Raises:
+            JobNotFound: there is no such job.
+            Undecodable: there is no serde here for its content type, or the bytes are damaged.
+        """
+        record = await self._record(id, queue, body=True)
+        envelope = open_body(record.body or b"")
+        args, kwargs = self._decode(record, envelope.content_type, envelope.arguments)
+        return args, kwargs
+
+    async def find(
+        self,
+        *,
+        state: JobState | str | Sequence[JobState | str] | None = None,
+        queue: str | None = None,
+        task: str | None = None,
+        batch: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return a page of jobs, the newest first.
+
+        Pass the page's cursor for the next one until it is ``None``; a page may be short before.
+        A job that matches throughout the walk appears in it exactly once.
+        """
+        states = [] if state is None else [state] if isinstance(state, str) else list(state)
+        query = FindQuery(
+            states=tuple(map(JobState, states)),
+            queue=queue,
+            task=task,
+            batch=batch,
+            since=None if since is None else timestamp(since, name="since"),
+            until=None if until is None else timestamp(until, name="until"),
+            limit=limit,
+            cursor=cursor,
+        )
+        page = await self._ask(lambda: self._broker.find(query))
+        return Page(jobs=tuple(map(view, page.jobs)), cursor=page.cursor)
+
+    async def stats(self) -> Stats:
+        """Return jobs by state, cumulative totals and ages, by queue and by task."""
+        return stats_view(await self._ask(self._broker.stats))
+
+    async def cancel(self, *handles: JobHandle[Any] | Job) -> list[CancelAnswer]:
+        """Cancel jobs: at once where they wait, by their workers where they run.
+
+        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``.
+        """
+        replies = await self._edit(Cancel(_refs(handles)))
+        return [_CANCEL[reply.status] for reply in replies]
+
+    async def retry(self, *handles: JobHandle[Any] | Job) -> list[EditStatus]:
+        """Queue failed, cancelled and skipped jobs again, with all their attempts.
+
+        Answers for each ``done``, ``conflict`` (it is in another state, or another job holds its
+        unique key) or ``not_found``.
+        """
+        return [reply.status for reply in await self._edit(Redrive(_refs(handles)))]
+
+    async def purge(self, *handles: JobHandle[Any] | Job) -> list[EditStatus]:
+        """Remove final jobs for good.
+
+        Answers for each ``done``, ``conflict`` (it is not final) or ``not_found``.
+        """
+        return [reply.status for reply in await self._edit(Purge(_refs(handles)))]
+
+    def state(self) -> dict[str, Any]:
+        """Return what runs, what failed and what waits in this client, without I/O."""
+        return {
+            "started": self.started,
+            "waiters": self._waiters.state(),
+            "broker": self._broker.state(),
+        }
+
+    def _prepare(self, requests: Sequence[JobRequest[Any]], asked: Asked) -> list[NewJob]:
+        prepare, origin = self._deployment.submitter.prepare, self._broker.peer
+        for request in requests:
+            if not isinstance(request, JobRequest):
+                raise InvalidJob(f"expected task.job(…), got {request!r}")
+        return [prepare(request, asked, origin=origin) for request in requests]
+
+    def _handle(self, request: JobRequest[R], job: NewJob, reply: SubmitReply) -> JobHandle[R]:
+        return JobHandle(
+            self,
+            JobRef(job.queue, reply.id),
+            task=request.task,
+            outcome="accepted" if reply.status is SubmitStatus.ACCEPTED else "duplicate",
+            sequence=reply.sequence,
+            generation=reply.generation,
+        )
+
+    async def _send(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        """Submit until the deadline, always as the same submissions."""
+        until = self._running().time() + self._settings.deadline
+        pause, longest = self._settings.reconnect
+        maybe = False
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    replies = await self._broker.submit(jobs)
+                break
+            except TimeoutError as error:
+                message = (
+                    f"no answer within {self._settings.deadline:g} s; submitting again is safe"
+                )
+                raise OutcomeUnknown(message, ids=[job.id for job in jobs]) from error
+            except (Unavailable, OutcomeUnknown) as error:
+                maybe = maybe or isinstance(error, OutcomeUnknown)
+                pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter
+                if self._running().time() + pause >= until:
+                    if maybe:
+                        raise OutcomeUnknown(str(error), ids=[job.id for job in jobs]) from error
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+        for job, reply in zip(jobs, replies, strict=True):
+            if reply.status is SubmitStatus.FULL:
+                raise QueueFull(f"queue {job.queue!r} is full; nothing was stored", queue=job.queue)
+        return replies
+
+    async def _ask(self, verb: Callable[[], Awaitable[R]]) -> R:
+        """Ask until the deadline; for verbs that may be repeated."""
+        until = self._running().time() + self._settings.deadline
+        pause, longest = self._settings.reconnect
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    return await verb()
+            except TimeoutError as error:
+                message = f"no answer from the storage within {self._settings.deadline:g} s"
+                raise Unavailable(message) from error
+            except (Unavailable, OutcomeUnknown):
+                pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter
+                if self._running().time() + pause >= until:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+
+    async def _edit(self, edit: Edit) -> Sequence[EditReply]:
+        return await self._ask(lambda: self._broker.edit(edit))
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if not self.started or self._loop is None:
+            raise Unavailable("the client is not started; use `async with client:` or start()")
+        if loop is not self._loop:
+            raise Unavailable("the client belongs to another event loop; make one for each loop")
+        return loop
+
+    async def _record(self, id: str, queue: str | None, *, body: bool = False) -> JobRecord:
+        check_id(id)
+        if queue is None:
+            names = [one.queue for one in (await self._ask(self._broker.stats)).queues]
+        else:
+            names = [queue]
+        refs = [JobRef(name, id) for name in names]
+        found = await self._ask(lambda: self._broker.get(refs, body=body)) if refs else []
+        records = [record for record in found if record is not None]
+        if not records:
+            where = "any queue" if queue is None else f"queue {queue!r}"
+            raise JobNotFound(f"no job {id!r} in {where}", queue=queue, id=id)
+        if len(records) > 1:
+            queues = [record.queue for record in records]
+            raise AmbiguousId(
+                f"several queues have a job {id!r}; name one of {', '.join(queues)}",
+                id=id,
+                queues=queues,
+            )
+        return records[0]
+
+    async def _wait(self, handle: JobHandle[Any], timeout: Duration | None) -> Job:
+        return view(await self._final(handle, timeout))
+
+    async def _result(
+        self,
+        handle: JobHandle[R],
+        task: Task[Any, R] | None,
+        timeout: Duration | None,
+    ) -> R:
+        record = await self._final(handle, timeout)
+        if record.state is not JobState.SUCCEEDED:
+            _raise_final(record)
+        if record.result is None:
+            raise ResultExpired(
+                f"job {record.id!r} succeeded, and its result is not kept any longer",
+                queue=record.queue,
+                id=record.id,
+            )
+        stored = open_result(record.result)
+        value = self._decode(record, stored.content_type, stored.value)
+        task = task or self._deployment.tasks.get(record.task)
+        result: R = value if task is None else task.result(value)
+        return result
+
+    async def _final(self, handle: JobHandle[Any], timeout: Duration | None) -> JobRecord:
+        self._running()
+        limit = None if timeout is None else seconds(timeout, name="timeout")
+        try:
+            async with asyncio.timeout(limit):
+                record = await self._waiters.wait(handle.ref)
+        except TimeoutError:
+            raise await self._timed_out(handle, limit or 0.0) from None
+        if record is None:
+            raise JobNotFound(
+                f"no job {handle.id!r} in queue {handle.queue!r}; it never was there, its "
+                "retention has passed, or it was purged",
+                queue=handle.queue,
+                id=handle.id,
+            )
+        if handle.sequence and record.sequence != handle.sequence:
+            error = JobCancelled if record.generation > handle.generation else JobNotFound
+            raise error(
+                f"job {handle.id!r} has ended, and another job has its id now",
+                queue=handle.queue,
+                id=handle.id,
+            )
+        return record
+
+    async def _timed_out(self, handle: JobHandle[Any], limit: float) -> WaitTimeout:
+        try:
+            state = str((await self.get(handle.id, queue=handle.queue)).state)
+        except (Unavailable, JobNotFound):
+            state = "of unknown state"
+        return WaitTimeout(
+            f"job {handle.id!r} in queue {handle.queue!r} is still {state} after {limit:g} s",
+            queue=handle.queue,
+            id=handle.id,
+        )
+
+    def _decode(self, record: JobRecord, content_type: str, data: bytes) -> Any:
+        serde = self._deployment.serdes.get(content_type)
+        if serde is None:
+            raise Undecodable(f"no serde for {content_type!r} is installed here")
+        context = SerdeContext(task=record.task, queue=record.queue, id=record.id)
+        return serde.decode(data, context)
+
+
+def _refs(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:
+    return tuple(
+        handle.ref if isinstance(handle, JobHandle) else JobRef(handle.queue, handle.id)
+        for handle in handles
+    )
+
+
+def _raise_final(record: JobRecord) -> NoReturn:
+    queue, id, error = record.queue, record.id, record.error
+    if record.state is JobState.CANCELLED:
+        raise JobCancelled(f"job {id!r} was cancelled", queue=queue, id=id)
+    said = "" if error is None else error.message
+    if record.state is JobState.SKIPPED:
+        raise JobSkipped(f"job {id!r} was skipped: {said}", queue=queue, id=id)
+    kind = "" if error is None else f"{error.type}: "
+    raise JobFailed(
+        f"job {id!r} failed ({record.code}) in attempt {record.attempt}: {kind}{said}".rstrip(": "),
+        queue=queue,
+        id=id,
+        code=record.code,
+        attempts=[attempt_view(attempt) for attempt in record.history],
+        error=None if error is None else attempt_view(error),
+    )
+
+
+__all__ = ["CancelAnswer", "Client", "ClientSettings", "Deployment"]

@@ -1,0 +1,95 @@
+"""A handle names one job and asks after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from plugq.client.client import CancelAnswer, Client
+    from plugq.client.views import Job
+    from plugq.duration import Duration
+    from plugq.job import JobRef
+    from plugq.task import Task
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class JobHandle(Generic[R_co]):
+    """One job of one client.
+
+    ``outcome`` is ``accepted`` or ``duplicate`` for a handle that a submission returned, and
+    ``unknown`` for one made by :meth:`Client.handle`. The handle of a cancelled job does not turn
+    into that of a later job with the same id.
+    """
+
+    __slots__ = ("_client", "_task", "generation", "outcome", "ref", "sequence")
+
+    def __init__(
+        self,
+        client: Client,
+        ref: JobRef,
+        *,
+        task: Task[Any, R_co] | None = None,
+        outcome: Literal["accepted", "duplicate", "unknown"] = "unknown",
+        sequence: int = 0,
+        generation: int = 0,
+    ) -> None:
+        self._client = client
+        self._task = task
+        self.ref = ref
+        self.outcome = outcome
+        self.sequence = sequence
+        self.generation = generation
+
+    @property
+    def id(self) -> str:
+        """The id of the job."""
+        return self.ref.id
+
+    @property
+    def queue(self) -> str:
+        """The queue of the job."""
+        return self.ref.queue
+
+    async def result(self, timeout: Duration | None = None) -> R_co:
+        """Wait for the job to end and return what its handler returned.
+
+        A timeout or the cancellation of the caller leaves the job as it is.
+
+        Raises:
+            JobFailed: it failed; ``code``, ``attempts`` and ``error`` say how.
+            JobCancelled: it was cancelled, or this generation of it was.
+            JobSkipped: its handler skipped it.
+            JobNotFound: it is not stored, or not any longer.
+            ResultExpired: it succeeded, and its result is not kept any longer.
+            WaitTimeout: it was not final after ``timeout``.
+        """
+        return await self._client._result(self, self._task, timeout)  # noqa: SLF001
+
+    async def wait(self, timeout: Duration | None = None) -> Job:
+        """Wait for the job to end, however it does, and return it.
+
+        Raises:
+            JobNotFound: it is not stored, or not any longer.
+            WaitTimeout: it was not final after ``timeout``.
+        """
+        return await self._client._wait(self, timeout)  # noqa: SLF001
+
+    async def status(self) -> Job:
+        """Return the job as it is now.
+
+        Raises:
+            JobNotFound: it is not stored, or not any longer.
+        """
+        return await self._client.get(self.id, queue=self.queue)
+
+    async def cancel(self) -> CancelAnswer:
+        """Cancel the job: at once where it waits, by its worker where it runs."""
+        return (await self._client.cancel(self))[0]
+
+    def __repr__(self) -> str:
+        """Show which job it is."""
+        return f"<JobHandle {self.id!r} in {self.queue!r}>"
+
+
+__all__ = ["JobHandle"]

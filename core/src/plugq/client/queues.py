@@ -1,0 +1,34 @@
+"""The operator's view of queues."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from plugq.protocols.storage import Pause, Resume
+from plugq.task import check_queue
+
+if TYPE_CHECKING:
+    from plugq.client.client import Client
+    from plugq.client.views import QueueInfo
+
+
+class Queues:
+    """Lists, pauses and resumes queues, for everybody who shares the storage."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list(self) -> tuple[QueueInfo, ...]:
+        """Return every queue that was ever used, with its numbers."""
+        return (await self._client.stats()).queues
+
+    async def pause(self, *queues: str) -> None:
+        """Let no more jobs of these queues start; submissions and running jobs go on."""
+        await self._client._edit(Pause(tuple(map(check_queue, queues))))  # noqa: SLF001
+
+    async def resume(self, *queues: str) -> None:
+        """Let the jobs of these queues start again."""
+        await self._client._edit(Resume(tuple(map(check_queue, queues))))  # noqa: SLF001
+
+
+__all__ = ["Queues"]

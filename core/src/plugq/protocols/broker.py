@@ -1,0 +1,110 @@
+"""The broker contract: the only thing that clients and workers know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from plugq.job import JobRecord, JobRef
+    from plugq.protocols.storage import (
+        ClaimReply,
+        ClaimRequest,
+        Edit,
+        EditReply,
+        FindQuery,
+        Holder,
+        LeaseRef,
+        NewJob,
+        Notice,
+        Page,
+        RenewReply,
+        Settlement,
+        SettleReply,
+        Stats,
+        SubmitReply,
+    )
+
+
+class Broker(Protocol):
+    """Decides who runs what; in this process or behind a transport, the caller can not tell.
+
+    Every call has a deadline, raises only errors of :mod:`plugq.errors` and may be repeated: a
+    submission by its submission id, a claim by its claim id, a settlement by its token.
+    """
+
+    @property
+    def peer(self) -> str:
+        """The name under which the storage signals to this broker."""
+        ...
+
+    async def start(self) -> None:
+        """Connect; a second call does nothing."""
+        ...
+
+    async def stop(self) -> None:
+        """Answer what is waiting, end every loop and disconnect; a second call does nothing."""
+        ...
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        """Store jobs; calls under way at one time share one call of the storage."""
+        ...
+
+    async def claim(self, request: ClaimRequest, *, wait: float = 0.0) -> ClaimReply:
+        """Return leases as soon as there is one, or none after ``wait`` seconds.
+
+        When the caller is cancelled, what was granted to it meanwhile is released.
+        """
+        ...
+
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        claim: ClaimRequest | None = None,
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        """End attempts and claim, in one step, what is ready now."""
+        ...
+
+    async def renew(
+        self,
+        leases: Sequence[LeaseRef],
+        *,
+        lease: float,
+        holder: Holder | None = None,
+    ) -> Sequence[RenewReply]:
+        """Extend leases."""
+        ...
+
+    async def get(
+        self,
+        refs: Sequence[JobRef],
+        *,
+        body: bool = False,
+        waiting: bool = False,
+    ) -> Sequence[JobRecord | None]:
+        """Return jobs; calls under way at one time share one call of the storage."""
+        ...
+
+    async def find(self, query: FindQuery) -> Page:
+        """Return one page of jobs."""
+        ...
+
+    async def stats(self) -> Stats:
+        """Return the store in numbers."""
+        ...
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        """Make an operator's change."""
+        ...
+
+    def subscribe(self, listener: Callable[[Sequence[Notice]], None]) -> Callable[[], None]:
+        """Call ``listener`` with every batch of notices; the function returned ends that."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what runs, what failed and what waits, without I/O."""
+        ...
+
+
+__all__ = ["Broker"]

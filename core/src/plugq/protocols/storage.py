@@ -1,0 +1,620 @@
+"""The storage contract: where jobs live, and the one place where a job is decided upon.
+
+A storage is the sum of four protocols, split by what they guarantee: :class:`JobStore` (the life
+of a job), :class:`JobIndex` (looking and steering), :class:`Signals` (hints between processes)
+and :class:`Registers` (small shared values). Every verb takes and returns sequences, in order,
+one answer an item, so that one round trip serves many jobs.
+
+What holds for every verb:
+
+* **Atomic.** A call happens as a whole or, when it raises, not at all; a claim is atomic per
+  queue. When the caller is cancelled the call may still happen.
+* **Fenced.** Whatever carries a token is refused unless the job is running under exactly that
+  token.
+* **One clock.** Times are judged and stamped by the storage's clock, which never runs backwards.
+* **Errors.** :class:`~plugq.errors.Unavailable` when the storage can not be reached and nothing
+  happened, :class:`~plugq.errors.OutcomeUnknown` when it may have happened. No foreign exception
+  gets out.
+* **Cost.** O(log n) a job. No verb scans finished, future or blocked jobs.
+* Concurrent calls are allowed; what arrives while a write is under way goes into the next one.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import msgspec
+
+from plugq.job import AttemptRecord, Event, JobRecord, JobRef, JobState, Outcome, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from plugq.protocols.plugin import Capability
+
+
+class UniqueMode(enum.StrEnum):
+    """How long a unique key is held."""
+
+    #: Until the job starts for the first time or ends.
+    UNTIL_STARTED = "until_started"
+    #: Until the job ends.
+    UNTIL_FINISHED = "until_finished"
+    #: For its ttl, whatever becomes of the job.
+    THROTTLE = "throttle"
+
+
+class UniqueKey(msgspec.Struct, frozen=True, array_like=True):
+    """A key that at most one job of its queue holds."""
+
+    mode: UniqueMode
+    key: str
+    ttl: float = 0.0
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A submission, validated and encoded.
+
+    ``submission`` is random and the same in every re-sending of one submission. ``body`` is
+    opaque. ``run_at`` and ``deadline_at`` are absolute, ``delay`` and ``deadline_in`` count from
+    the storage's now; a ``run_at`` that has passed counts as now. A ttl of ``None`` means for
+    ever. ``not_after`` refuses the job once the storage's clock has passed it. ``origin`` is the
+    peer to be told when the job ends.
+    """
+
+    queue: str
+    id: str
+    task: str
+    submission: bytes
+    body: bytes
+    priority: int = 0
+    delay: float = 0.0
+    run_at: float | None = None
+    deadline_in: float | None = None
+    deadline_at: float | None = None
+    max_attempts: int = 1
+    lane: str | None = None
+    batch: str | None = None
+    unique: UniqueKey | None = None
+    result_ttl: float | None = 3600.0
+    failure_ttl: float | None = 604800.0
+    id_ttl: float = 600.0
+    not_after: float | None = None
+    origin: str = ""
+
+
+class SubmitStatus(enum.StrEnum):
+    """What became of one submission."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    #: The queue is at its ``max_length``; nothing of the call was stored.
+    FULL = "full"
+    #: ``not_after`` has passed.
+    LATE = "late"
+
+
+class SubmitReply(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to one submission: the job that now stands for it.
+
+    For a duplicate ``id`` is the holder's, which differs where a unique key was held. The same
+    submission sent again is ``ACCEPTED`` again, except on a cancelled job.
+    """
+
+    status: SubmitStatus
+    id: str
+    state: JobState
+    sequence: int = 0
+    generation: int = 0
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for up to ``limit`` jobs of the queues, tried in that order.
+
+    (``worker``, ``number``) is the claim id: asked again, it returns the leases that it was
+    granted and that still stand, without any new one; one that was granted nothing may be asked
+    again and then is a new one. Numbers of a worker rise. ``lease`` is in seconds. A claim that
+    comes back short registers ``peer`` as idle for these queues in the same step, unless ``peer``
+    is empty.
+    """
+
+    worker: str
+    number: int
+    queues: tuple[str, ...]
+    limit: int
+    lease: float = 30.0
+    peer: str = ""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to run one attempt of a job, with all that running it takes.
+
+    ``unknown`` counts the releases of workers that did not know the task, ``unknown_for`` the
+    seconds since the first of them.
+    """
+
+    queue: str
+    id: str
+    task: str
+    token: int
+    attempt: int
+    max_attempts: int
+    body: bytes
+    sequence: int = 0
+    generation: int = 0
+    priority: int = 0
+    lane: str | None = None
+    batch: str | None = None
+    crashes: int = 0
+    submitted_at: float = 0.0
+    started_at: float = 0.0
+    deadline_in: float | None = None
+    unknown: int = 0
+    unknown_for: float = 0.0
+
+
+class ClaimReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Leases, best first, and in how many seconds the next job falls due, if one is waiting."""
+
+    leases: tuple[Lease, ...] = ()
+    next_in: float | None = None
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """Ends an attempt.
+
+    ``delay`` is the retry, snooze or release delay; ``at`` stands in its place for a retry at a
+    moment. ``error`` goes into the history; the storage fills in its worker and times. ``code``
+    is kept as the reason of the final state; a release with the code ``unknown_task`` is counted
+    in ``Lease.unknown``.
+    """
+
+    queue: str
+    id: str
+    token: int
+    outcome: Outcome
+    result: bytes | None = None
+    delay: float = 0.0
+    at: float | None = None
+    code: str = ""
+    error: AttemptRecord | None = None
+    progress: Progress | None = None
+
+
+class SettleReply(msgspec.Struct, frozen=True, array_like=True):
+    """Where the job went; ``lost`` when the token was not the current one and nothing changed."""
+
+    state: JobState | None
+    lost: bool = False
+
+
+class LeaseRef(msgspec.Struct, frozen=True, array_like=True):
+    """Names a lease, with the progress of its job where there is news."""
+
+    queue: str
+    id: str
+    token: int
+    progress: Progress | None = None
+
+
+class Holder(msgspec.Struct, frozen=True, array_like=True):
+    """Says that a renewal lists every lease of ``worker`` granted by its claims up to ``number``.
+
+    What the storage has beyond that list was granted in a reply that was lost; it is released
+    without an attempt.
+    """
+
+    worker: str
+    number: int
+
+
+class RenewReply(enum.StrEnum):
+    """The answer to the renewal of one lease."""
+
+    OK = "ok"
+    #: The token is not the current one.
+    LOST = "lost"
+    #: Renewed, and cancelling the job was asked for.
+    CANCEL = "cancel"
+
+
+class SweepRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for housekeeping of at most ``limit`` jobs of each kind.
+
+    ``end_leases`` is off while holders must first get the chance to renew; nothing that runs is
+    ended then. A running job is ended ``deadline_grace`` seconds after its deadline, should its
+    holder not have done so.
+    """
+
+    limit: int = 500
+    max_crashes: int = 3
+    end_leases: bool = True
+    deadline_grace: float = 30.0
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A move that a sweep or an edit made."""
+
+    queue: str
+    id: str
+    task: str
+    event: Event
+    state: JobState | None
+    sequence: int = 0
+    attempt: int = 0
+    code: str = ""
+
+
+class SweepReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What was moved, and in how many seconds the next call has work; 0 when some was left."""
+
+    changes: tuple[Change, ...] = ()
+    next_in: float | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Cancel waiting jobs at once; ask the workers of running ones to stop."""
+
+    refs: tuple[JobRef, ...]
+
+
+class Redrive(msgspec.Struct, frozen=True, tag="redrive"):
+    """Queue failed, cancelled and skipped jobs again, with all their attempts given back."""
+
+    refs: tuple[JobRef, ...]
+
+
+class Purge(msgspec.Struct, frozen=True, tag="purge"):
+    """Remove final jobs before their retention passes."""
+
+    refs: tuple[JobRef, ...]
+
+
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """Grant no more claims of these queues; submissions and running jobs go on."""
+
+    queues: tuple[str, ...]
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """Take back a pause."""
+
+    queues: tuple[str, ...]
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides the claims of a queue, stored with it; ``None`` means no limit."""
+
+    queue: str
+    max_running: int | None = None
+    lane_max_running: int = 1
+    max_length: int | None = None
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Set the limits of queues; they hold from the next claim or submission on."""
+
+    settings: tuple[QueueSettings, ...]
+
+
+Edit = Cancel | Redrive | Purge | Pause | Resume | Configure
+
+
+class EditStatus(enum.StrEnum):
+    """What an edit did to one job or queue."""
+
+    #: It was done; ``EditReply.state`` is the state after it.
+    DONE = "done"
+    #: The worker of a running job will be told.
+    REQUESTED = "requested"
+    #: Nothing to do: the job is final already.
+    FINISHED = "finished"
+    NOT_FOUND = "not_found"
+    #: The state of the job forbids it, or another job holds its unique key.
+    CONFLICT = "conflict"
+
+
+class EditReply(msgspec.Struct, frozen=True, array_like=True):
+    """The answer for one job or queue of an edit."""
+
+    status: EditStatus
+    state: JobState | None = None
+
+
+class FindQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for one page of jobs, newest first, in the immutable order of submission.
+
+    ``since`` and ``until`` bound the time of submission. ``cursor`` is the one of the page
+    before; a page examines at most 1,000 jobs and may therefore be short and yet not the last.
+    """
+
+    states: tuple[JobState, ...] = ()
+    queue: str | None = None
+    task: str | None = None
+    batch: str | None = None
+    since: float | None = None
+    until: float | None = None
+    limit: int = 100
+    cursor: str | None = None
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs without body and result, and the cursor of the next page; ``None`` ends the walk."""
+
+    jobs: tuple[JobRecord, ...] = ()
+    cursor: str | None = None
+
+
+class TaskStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of one task in one queue.
+
+    ``counts`` is by state, now. ``totals`` is cumulative: ``accepted``, ``started``,
+    ``succeeded``, ``failed``, ``cancelled``, ``skipped``, ``retried``, ``snoozed``,
+    ``released``, ``lease_ended``, ``redriven`` and ``removed``. Always
+    accepted = the sum of ``counts`` + removed; a cancelled id that is submitted again counts as
+    removed and accepted.
+    """
+
+    queue: str
+    task: str
+    counts: dict[str, int] = {}
+    totals: dict[str, int] = {}
+
+
+class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue: whether it is paused, and how many seconds its oldest ready job has waited."""
+
+    queue: str
+    paused: bool = False
+    oldest: float | None = None
+    settings: QueueSettings | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole store in numbers, and the storage's time."""
+
+    now: float
+    queues: tuple[QueueStats, ...] = ()
+    tasks: tuple[TaskStats, ...] = ()
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """There may be something to claim."""
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """Jobs that this peer submitted have become final."""
+
+    refs: tuple[JobRef, ...]
+
+
+class CancelAsked(msgspec.Struct, frozen=True, tag="cancel_asked"):
+    """Cancelling was asked for jobs that this peer's workers run."""
+
+    refs: tuple[JobRef, ...]
+
+
+class Resync(msgspec.Struct, frozen=True, tag="resync"):
+    """Signals may have been lost: look at everything again."""
+
+
+Notice = Wake | Finished | CancelAsked | Resync
+
+
+class Register(msgspec.Struct, frozen=True, kw_only=True):
+    """A small value and its version; versions of a key never repeat."""
+
+    key: str
+    version: int
+    value: bytes
+
+
+class RegisterChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Writes a register if its version is still ``expect``; 0 expects that there is none.
+
+    ``value=None`` removes it. It is gone ``ttl`` seconds after this change; ``None``: never.
+    """
+
+    key: str
+    expect: int
+    value: bytes | None
+    ttl: float | None = None
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """The registers asked for, ``None`` where there is none, and the storage's time."""
+
+    registers: tuple[Register | None, ...]
+    now: float
+
+
+class Swapped(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether all changes were made, and how the registers stand after the call."""
+
+    done: bool
+    registers: tuple[Register | None, ...]
+    now: float
+
+
+class JobStore(Protocol):
+    """The life of a job."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        """Store jobs durably and answer for each.
+
+        Ids and unique keys are judged and written in one step (I8). What is ready now wakes at
+        most as many idle peers as there are jobs.
+        """
+        ...
+
+    async def restore(self, jobs: Sequence[JobRecord]) -> None:
+        """Write whole jobs as they are, for migration; an id that exists is left alone."""
+        ...
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        """Grant leases in the order (priority high to low, ready time, sequence).
+
+        Jobs that have fallen due count as ready. Each grant takes a token greater than every
+        one granted before in its queue, counts the attempt and, as everything in the step,
+        honours pauses and limits.
+        """
+        ...
+
+    async def settle(
+        self,
+        settlements: Sequence[Settlement],
+        claim: ClaimRequest | None = None,
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        """End attempts, then serve the claim if there is one, in the same step."""
+        ...
+
+    async def renew(
+        self,
+        leases: Sequence[LeaseRef],
+        *,
+        lease: float,
+        holder: Holder | None = None,
+    ) -> Sequence[RenewReply]:
+        """Extend leases to ``lease`` seconds from now; a lapsed one that no sweep ended, too."""
+        ...
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        """Do what time makes due: due jobs, lapsed leases, deadlines, retention.
+
+        Also wakes idle peers where jobs are ready, so that a lost signal costs one sweep.
+        """
+        ...
+
+
+class JobIndex(Protocol):
+    """Looking and steering."""
+
+    async def get(
+        self,
+        refs: Sequence[JobRef],
+        *,
+        body: bool = False,
+        waiting: bool = False,
+    ) -> Sequence[JobRecord | None]:
+        """Return jobs, with their result where it is kept and their body if asked for.
+
+        ``waiting`` asks for a caller who waited for the end: until ``LINGER`` seconds after it a
+        job is shown with its result although its ttls, 0 for instance, have passed.
+        """
+        ...
+
+    async def find(self, query: FindQuery) -> Page:
+        """Return one page; a job that matches throughout a walk appears in it exactly once."""
+        ...
+
+    async def stats(self) -> Stats:
+        """Return counts that agree with what is stored (I13)."""
+        ...
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        """Make an operator's change and answer for each job or queue that it names."""
+        ...
+
+
+class Signals(Protocol):
+    """Hints between processes, which may be lost but not silently."""
+
+    def watch(self, peer: str) -> AsyncGenerator[Notice, None]:
+        """Iterate over the notices to a peer until the iterator is closed.
+
+        The peer is known to the other processes from the first ``__anext__`` on, which returns
+        ``Resync``. Wherever notices may have been lost, a ``Resync`` stands for them.
+        """
+        ...
+
+
+class Registers(Protocol):
+    """Versioned compare-and-set on small values."""
+
+    async def load(self, keys: Sequence[str]) -> Loaded:
+        """Return registers, all as of one moment."""
+        ...
+
+    async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
+        """Make all the changes, or none if any version is another than expected."""
+        ...
+
+    async def scan(self, prefix: str) -> Sequence[Register]:
+        """Return every register whose key starts with ``prefix``, by key."""
+        ...
+
+
+class Storage(JobStore, JobIndex, Signals, Registers, Protocol):
+    """Everything a storage plugin implements, checked structurally.
+
+    An instance belongs to the event loop that starts it, except where the class is neither
+    ``SHARED_PROCESSES`` nor ``SHARED_HOSTS``: then one instance serves every loop of its process.
+
+    The class also has ``Options`` and is made as ``Class(options, context)`` without any I/O.
+    """
+
+    api_version: ClassVar[int]
+    capabilities: ClassVar[frozenset[Capability]]
+
+    async def start(self) -> None:
+        """Open the store and check that it can be used; a second call does nothing.
+
+        Raises:
+            ConfigError: the options can not work; the message says what to change.
+            Unavailable: it can not be reached now.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Finish what is under way and let go of everything; a second call does nothing."""
+        ...
+
+
+__all__ = [
+    "Cancel",
+    "CancelAsked",
+    "Change",
+    "ClaimReply",
+    "ClaimRequest",
+    "Configure",
+    "Edit",
+    "EditReply",
+    "EditStatus",
+    "FindQuery",
+    "Finished",
+    "Holder",
+    "JobIndex",
+    "JobStore",
+    "Lease",
+    "LeaseRef",
+    "Loaded",
+    "NewJob",
+    "Notice",
+    "Page",
+    "Pause",
+    "Purge",
+    "QueueSettings",
+    "QueueStats",
+    "Redrive",
+    "Register",
+    "RegisterChange",
+    "Registers",
+    "RenewReply",
+    "Resume",
+    "Resync",
+    "SettleReply",
+    "Settlement",
+    "Signals",
+    "Stats",
+    "Storage",
+    "SubmitReply",
+    "SubmitStatus",
+    "Swapped",
+    "SweepReply",
+    "SweepRequest",
+    "TaskStats",
+    "UniqueKey",
+    "UniqueMode",
+    "Wake",
+]

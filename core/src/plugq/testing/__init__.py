@@ -1,0 +1,33 @@
+"""What proves a plugin: the contracts, a clock that tests control, and the pytest plugin.
+
+Nothing here needs pytest to be imported. The names are loaded on first use, because pytest loads
+this package in every session of an environment in which plugq is installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plugq.testing.clock import ManualClock
+    from plugq.testing.requirements import MissingCapability, requires
+    from plugq.testing.storage import StorageContract
+
+_HOMES = {
+    "ManualClock": "plugq.testing.clock",
+    "MissingCapability": "plugq.testing.requirements",
+    "StorageContract": "plugq.testing.storage",
+    "requires": "plugq.testing.requirements",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(home), name)
+
+
+__all__ = ["ManualClock", "MissingCapability", "StorageContract", "requires"]

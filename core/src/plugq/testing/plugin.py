@@ -1,0 +1,46 @@
+"""The pytest plugin: runs the tests of contract classes, whatever async plugin is installed.
+
+Only coroutine tests of classes that derive from a plugq contract are touched. pytest loads this
+module in every session of an environment that has plugq, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING
+
+import pytest
+
+from plugq.testing.requirements import MissingCapability
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+pytest.register_assert_rewrite("plugq.testing.contract")
+
+
+def _is_contract(item: pytest.Item) -> bool:
+    # Items of other plugins, such as the documents of Sybil, have no class.
+    return getattr(getattr(item, "cls", None), "plugq_contract", False) is True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test of a contract in an event loop of its own."""
+    if not _is_contract(pyfuncitem) or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    with asyncio.Runner(debug=False) as runner:
+        runner.run(pyfuncitem.obj())
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Turn a missing capability into a skip that names it, whoever ran the test."""
+    if not _is_contract(item):
+        return (yield)
+    try:
+        return (yield)
+    except MissingCapability as missing:
+        pytest.skip(str(missing))

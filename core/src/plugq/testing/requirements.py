@@ -1,0 +1,57 @@
+"""How a contract test says which capability it needs."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from plugq.protocols.plugin import Capability
+
+
+class Declares(Protocol):
+    """A contract that can say what its plugin declares."""
+
+    async def declared(self) -> frozenset[Capability]:
+        """Return the capabilities of the plugin under test."""
+        ...
+
+
+C = TypeVar("C", bound=Declares)
+
+
+class MissingCapability(Exception):
+    """The plugin under test does not declare what the test needs; the pytest plugin skips it."""
+
+    def __init__(self, missing: frozenset[Capability]) -> None:
+        names = ", ".join(sorted(missing))
+        super().__init__(f"the plugin does not declare {names}")
+        self.missing = missing
+
+
+def requires(
+    *capabilities: Capability,
+) -> Callable[
+    [Callable[[C], Coroutine[None, None, None]]],
+    Callable[[C], Coroutine[None, None, None]],
+]:
+    """Make a contract test raise :class:`MissingCapability` unless the plugin declares these."""
+
+    def decorate(
+        test: Callable[[C], Coroutine[None, None, None]],
+    ) -> Callable[[C], Coroutine[None, None, None]]:
+        @wraps(test)
+        async def run(contract: C) -> None:
+            missing = frozenset(capabilities) - await contract.declared()
+            if missing:
+                raise MissingCapability(missing)
+            await test(contract)
+
+        return run
+
+    return decorate
+
+
+__all__ = ["MissingCapability", "requires"]

@@ -1,0 +1,259 @@
+"""Where handlers run: coroutines on the loop that started the worker, functions in threads.
+
+Nothing here waits for the storage. Attempts come in batches from the engine's thread, and each
+ends with one call of ``finished``, from whichever thread it ran in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from plugq.errors import InvalidJob, Undecodable
+from plugq.protocols.serde import SerdeContext
+from plugq.worker.context import CancelReason, JobContext, _current
+from plugq.worker.outcome import failed, raised, stopped, succeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from plugq.envelope import Envelope
+    from plugq.protocols.serde import Serde
+    from plugq.protocols.storage import Lease, Settlement
+
+
+class Handler(Protocol):
+    """A task as the worker needs it."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calling it gives a coroutine."""
+        ...
+
+    def bind(self, arguments: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return the positional and keyword arguments that decoded arguments stand for.
+
+        Raises:
+            InvalidJob: they do not fit the task.
+        """
+        ...
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The function, with its middleware."""
+        ...
+
+
+class Attempt:
+    """One leased job on its way through a handler."""
+
+    __slots__ = ("context", "envelope", "handler", "lease", "reason", "started", "task")
+
+    def __init__(self, lease: Lease, envelope: Envelope, handler: Handler) -> None:
+        self.lease = lease
+        self.envelope = envelope
+        self.handler = handler
+        self.context = JobContext(lease, envelope)
+        self.reason: CancelReason | None = None
+        self.started = False
+        self.task: asyncio.Task[None] | None = None
+
+    def stop(self, reason: CancelReason) -> None:
+        """Tell the handler to stop; the first reason stays."""
+        if self.reason is None:
+            self.reason = reason
+            self.context._reason = reason  # noqa: SLF001 - the context's writing side
+
+
+class Runner:
+    """Runs attempts and reports how each ended.
+
+    ``finished(attempt, settlement)`` is called once for each attempt, in any thread; the
+    settlement is ``None`` where there is nothing to settle.
+    """
+
+    def __init__(
+        self,
+        serdes: Mapping[str, Serde],
+        *,
+        threads: int,
+        result_limit: int,
+        finished: Callable[[Attempt, Settlement | None], None],
+    ) -> None:
+        self._serdes = serdes
+        self._result_limit = result_limit
+        self._finished = finished
+        self._pool = ThreadPool(threads, self._run_in_thread)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Take the running loop as the one for coroutines."""
+        self._loop = asyncio.get_running_loop()
+
+    def stop(self) -> None:
+        """Let idle threads go; one that is stuck in a handler ends with it."""
+        self._pool.stop()
+
+    def deliver(self, attempts: Sequence[Attempt]) -> None:
+        """Start attempts; called from the engine's thread."""
+        coroutines = []
+        for attempt in attempts:
+            if attempt.handler.is_async:
+                coroutines.append(attempt)
+            else:
+                self._pool.put(attempt)
+        if coroutines:
+            self._hand_over(self._start, coroutines)
+
+    def stop_attempts(self, attempts: Sequence[Attempt], reason: CancelReason) -> None:
+        """Ask handlers to stop; called from the engine's thread."""
+        for attempt in attempts:
+            attempt.stop(reason)
+        running = [attempt for attempt in attempts if attempt.handler.is_async]
+        if running:
+            self._hand_over(_cancel, running)
+
+    def _hand_over(
+        self, work: Callable[[Sequence[Attempt]], None], attempts: list[Attempt]
+    ) -> None:
+        if self._loop is None:
+            message = "the runner was not started"
+            raise RuntimeError(message)
+        try:
+            self._loop.call_soon_threadsafe(work, attempts)
+        except RuntimeError:
+            # The loop of the handlers is closed: nothing will ever run there again.
+            for attempt in attempts:
+                self._finished(attempt, stopped(attempt.lease, attempt.envelope.retry, "shutdown"))
+
+    def _start(self, attempts: Sequence[Attempt]) -> None:
+        loop = asyncio.get_running_loop()
+        for attempt in attempts:
+            attempt.task = loop.create_task(self._run(attempt))
+
+    async def _run(self, attempt: Attempt) -> None:
+        attempt.started = True
+        if attempt.reason is not None:
+            self._finish(attempt, asyncio.CancelledError())
+            return
+        _current.set(attempt.context)
+        if (arguments := self._bind(attempt)) is None:
+            return
+        args, kwargs = arguments
+        try:
+            value = await attempt.handler.call(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
+            self._finish(attempt, error)
+        else:
+            self._succeed(attempt, value)
+
+    def _run_in_thread(self, attempt: Attempt) -> None:
+        attempt.started = True
+        if attempt.reason is not None:
+            self._finish(attempt, asyncio.CancelledError())
+            return
+        contextvars.Context().run(self._call, attempt)
+
+    def _call(self, attempt: Attempt) -> None:
+        _current.set(attempt.context)
+        if (arguments := self._bind(attempt)) is None:
+            return
+        args, kwargs = arguments
+        try:
+            value = attempt.handler.call(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
+            self._finish(attempt, error)
+        else:
+            self._succeed(attempt, value)
+
+    def _bind(self, attempt: Attempt) -> tuple[Sequence[Any], Mapping[str, Any]] | None:
+        """Return the arguments; ``None`` when they can not be used and the job has failed."""
+        lease, content_type = attempt.lease, attempt.envelope.content_type
+        serde = self._serdes.get(content_type)
+        if serde is None:
+            message = (
+                f"the arguments are encoded as {content_type!r}, and this worker has no serde for "
+                "it; install the plugin that the submitter uses"
+            )
+            self._finished(attempt, failed(lease, Undecodable(message), code="undecodable"))
+            return None
+        try:
+            return attempt.handler.bind(serde.decode(attempt.envelope.arguments, _context(lease)))
+        except InvalidJob as error:
+            self._finished(attempt, failed(lease, error, code="arguments"))
+        except Exception as error:  # noqa: BLE001 - a plugin's decoder; the job must not hang
+            self._finished(attempt, failed(lease, error, code="undecodable"))
+        return None
+
+    def _succeed(self, attempt: Attempt, value: object) -> None:
+        serde = self._serdes[attempt.envelope.content_type]
+        try:
+            settlement = succeeded(attempt.lease, value, serde, self._result_limit)
+        except BaseException as error:  # noqa: BLE001 - a user's value may do anything
+            settlement = failed(attempt.lease, error, code="result")
+        self._finished(attempt, settlement)
+
+    def _finish(self, attempt: Attempt, error: BaseException) -> None:
+        settlement = raised(attempt.lease, attempt.envelope.retry, error, attempt.reason)
+        self._finished(attempt, settlement)
+
+
+class ThreadPool:
+    """Daemon threads that take attempts from one line; made on demand, at most ``most``.
+
+    The standard library's executor joins its threads when the interpreter exits, so one handler
+    that never returns would keep a stopped worker alive.
+    """
+
+    def __init__(self, most: int, run: Callable[[Attempt], None]) -> None:
+        self._most = most
+        self._run = run
+        self._line: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._busy = 0
+
+    def put(self, attempt: Attempt) -> None:
+        """Add an attempt to the line."""
+        with self._lock:
+            self._busy += 1
+            if self._busy > self._threads and self._threads < self._most:
+                self._threads += 1
+                threading.Thread(target=self._work, name="plugq-handler", daemon=True).start()
+        self._line.put(attempt)
+
+    def stop(self) -> None:
+        """Tell the threads to end when their line is empty."""
+        with self._lock:
+            threads, self._threads = self._threads, 0
+        for _ in range(threads):
+            self._line.put(None)
+
+    def _work(self) -> None:
+        while (attempt := self._line.get()) is not None:
+            try:
+                self._run(attempt)
+            finally:
+                with self._lock:
+                    self._busy -= 1
+
+
+def _cancel(attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        if attempt.task is not None and attempt.started:
+            attempt.task.cancel(attempt.reason)
+
+
+def _context(lease: Lease) -> SerdeContext:
+    return SerdeContext(task=lease.task, queue=lease.queue, id=lease.id)
+
+
+__all__ = ["Attempt", "Handler", "Runner"]

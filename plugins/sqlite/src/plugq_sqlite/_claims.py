@@ -1,0 +1,393 @@
+"""Claims and the renewal of what they granted."""
+
+# ruff: noqa: S608 - statements are put together from constants; values are bound
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from plugq.job import JobState, Outcome, state_after_settlement
+from plugq.protocols.storage import ClaimReply, Lease, RenewReply
+from plugq_sqlite._moves import Finish, Requeue, finish, promote, requeue
+from plugq_sqlite._rows import (
+    CANCELLED,
+    COLUMNS,
+    OVERDUE,
+    QUEUED,
+    RELEASED,
+    RUNNING,
+    STARTED,
+    UNTIL_STARTED,
+    Row,
+    packed,
+)
+from plugq_sqlite._statements import join_rows, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from plugq.protocols.storage import ClaimRequest, Holder, LeaseRef
+    from plugq_sqlite._transaction import Queue, Transaction
+
+#: How many numbers below the highest of a worker are remembered one by one.
+_REMEMBERED = 1_000
+_MASK = (1 << _REMEMBERED) - 1
+
+_READY = """
+    SELECT job.seq, job.id, job.task, job.attempt, job.max_attempts, job.generation, job.nprio,
+        job.lane, job.batch, job.crashes, job.submitted_at, job.deadline_at, job.unknown,
+        job.unknown_since, job.unique_mode, job.unique_key, body.data
+    FROM job INDEXED BY job_ready CROSS JOIN body ON body.seq = job.seq
+    WHERE job.queue = ? AND job.state = 1 AND job.eligible = 1
+    ORDER BY job.nprio, job.ready_at, job.seq LIMIT ?
+"""
+_GRANT = """
+    UPDATE job SET state = 2, token = ? + s.key, attempt = attempt + 1, started_at = ?,
+        lease_until = ?, worker = ?, number = ?
+    FROM json_each(?) AS s WHERE job.seq = s.value
+"""
+_STANDING = """
+    SELECT job.seq, job.id, job.task, job.attempt, job.max_attempts, job.generation, job.nprio,
+        job.lane, job.batch, job.crashes, job.submitted_at, job.deadline_at, job.unknown,
+        job.unknown_since, body.data, job.queue, job.token, job.started_at
+    FROM job INDEXED BY job_lease CROSS JOIN body ON body.seq = job.seq
+    WHERE job.namespace = ? AND job.worker = ? AND job.state = 2 AND job.number = ?
+    ORDER BY job.token
+"""
+_LEASED = (
+    "WITH s (k, queue, id, token) AS (VALUES ?) "
+    "SELECT s.k, job.seq, job.cancel FROM s CROSS JOIN job INDEXED BY job_id "
+    "ON job.queue = s.queue AND job.id = s.id WHERE job.token = s.token AND job.state = 2"
+)
+_HELD = (
+    f"SELECT {COLUMNS} FROM job INDEXED BY job_lease "
+    "WHERE namespace = ? AND worker = ? AND state = 2 AND number <= ?"
+)
+
+
+def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
+    """Grant leases, or return those that the same claim was granted before."""
+    known = _numbers(tx, request.worker)
+    if known.has(request.number):
+        return ClaimReply(leases=_standing(tx, request), next_in=_next_due(tx, request))
+    tx.lanes.repair()
+    leases: list[Lease] = []
+    due: list[float | None] = []
+    names = tuple(dict.fromkeys(request.queues))
+    for name in names:
+        queue = tx.queue(name)
+        if queue is None or queue.paused:
+            continue
+        left = request.limit - len(leases)
+        if left <= 0:
+            due.append(_due_in(tx, queue))
+            continue
+        due.append(_promote_due(tx, queue, left))
+        granted, cut = _grant(tx, request, queue, min(left, tx.room(queue)))
+        if cut:
+            due.append(0.0)
+        leases += granted
+        tx.taken(queue.id, len(granted))
+    if leases:
+        _remember(tx, request, known)
+    if request.peer:
+        register = tx.register_idle if len(leases) < request.limit else tx.register_busy
+        register(request.peer, names)
+    return ClaimReply(leases=tuple(leases), next_in=_soonest(due))
+
+
+@dataclass(slots=True)
+class _Numbers:
+    """The claims of a worker that granted leases: the highest, and those below it as bits.
+
+    Claims of one worker may overtake each other, so the highest number alone would not do.
+    """
+
+    highest: int
+    granted: int
+
+    def has(self, number: int) -> bool:
+        """Return whether that claim has granted leases, as far as that is remembered."""
+        behind = self.highest - number
+        return behind >= 0 and bool(self.granted >> behind & 1)
+
+    def add(self, number: int) -> None:
+        """Note a claim that granted leases."""
+        behind = self.highest - number
+        if behind < 0:
+            self.highest = number
+            self.granted = (self.granted << min(-behind, _REMEMBERED) & _MASK) | 1
+        elif behind < _REMEMBERED:
+            self.granted |= 1 << behind
+
+
+def _numbers(tx: Transaction, worker: str) -> _Numbers:
+    row = tx.db.execute(
+        "SELECT number, granted FROM worker WHERE namespace = ? AND name = ?",
+        (tx.namespace, worker),
+    ).fetchone()
+    return _Numbers(0, 0) if row is None else _Numbers(row[0], int.from_bytes(row[1], "big"))
+
+
+def _remember(tx: Transaction, request: ClaimRequest, known: _Numbers) -> None:
+    known.add(request.number)
+    bits = known.granted
+    tx.db.execute(
+        "INSERT OR REPLACE INTO worker (namespace, name, peer, number, granted, until) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            tx.namespace,
+            request.worker,
+            request.peer,
+            known.highest,
+            bits.to_bytes(bits.bit_length() // 8 + 1, "big"),
+            tx.now + 2 * request.lease,
+        ),
+    )
+
+
+def keep_worker(tx: Transaction, worker: str) -> None:
+    """Make sure that a worker is known, since leases are found by their workers."""
+    tx.db.execute(
+        "INSERT OR IGNORE INTO worker (namespace, name, peer, number, granted, until) "
+        "VALUES (?, ?, '', 0, x'', ?)",
+        (tx.namespace, worker, tx.now),
+    )
+
+
+def _promote_due(tx: Transaction, queue: Queue, limit: int) -> float | None:
+    """Queue what has fallen due, and return in how many seconds the next job does."""
+    due_in = _due_in(tx, queue)
+    if due_in is None or due_in > 0:
+        return due_in
+    due = tx.db.execute(
+        "SELECT seq, queue, task, lane FROM job INDEXED BY job_due "
+        "WHERE queue = ? AND state = 0 AND ready_at <= ? ORDER BY ready_at, seq LIMIT ?",
+        (queue.id, tx.now, 2 * limit + 100),
+    ).fetchall()
+    promote(tx, due)
+    tx.lanes.repair()
+    return _due_in(tx, queue)
+
+
+def _due_in(tx: Transaction, queue: Queue) -> float | None:
+    row = tx.db.execute(
+        "SELECT ready_at FROM job INDEXED BY job_due WHERE queue = ? AND state = 0 "
+        "ORDER BY ready_at LIMIT 1",
+        (queue.id,),
+    ).fetchone()
+    return None if row is None else max(0.0, row[0] - tx.now)
+
+
+def _next_due(tx: Transaction, request: ClaimRequest) -> float | None:
+    queues = [queue for name in request.queues if (queue := tx.queue(name)) and not queue.paused]
+    return _soonest(_due_in(tx, queue) for queue in queues)
+
+
+def _soonest(times: Iterable[float | None]) -> float | None:
+    return min((time for time in times if time is not None), default=None)
+
+
+def _grant(
+    tx: Transaction,
+    request: ClaimRequest,
+    queue: Queue,
+    most: int,
+) -> tuple[list[Lease], bool]:
+    """Grant up to ``most`` leases of a queue, and say whether overdue jobs cut the search short."""
+    leases: list[Lease] = []
+    overdue_left = 2 * request.limit + 100
+    while len(leases) < most:
+        asked = most - len(leases)
+        rows = tx.db.execute(_READY, (queue.id, asked)).fetchall()
+        alive = [row for row in rows if row[11] is None or row[11] > tx.now]
+        leases += _lease(tx, request, queue, alive)
+        if len(alive) == len(rows):
+            break
+        _set_aside(tx, queue, [row for row in rows if not (row[11] is None or row[11] > tx.now)])
+        overdue_left -= len(rows) - len(alive)
+        if overdue_left <= 0:
+            return leases, True
+    return leases, False
+
+
+def _set_aside(tx: Transaction, queue: Queue, rows: Sequence[Any]) -> None:
+    """Take jobs past their deadline out of the ready order; the next sweep ends them."""
+    tx.db.execute(
+        "UPDATE job SET eligible = ? FROM json_each(?) AS s WHERE job.seq = s.value",
+        (OVERDUE, numbers(row[0] for row in rows)),
+    )
+    for row in rows:
+        if row[7] is not None:
+            tx.lanes.left(queue.id, row[7])
+    tx.lanes.repair()
+
+
+def _lease(
+    tx: Transaction,
+    request: ClaimRequest,
+    queue: Queue,
+    rows: Sequence[Any],
+) -> list[Lease]:
+    if not rows:
+        return []
+    now = tx.now
+    first = tx.tokens(queue, len(rows))
+    tx.db.execute(
+        _GRANT,
+        (
+            first,
+            now,
+            now + request.lease,
+            request.worker,
+            request.number,
+            numbers(row[0] for row in rows),
+        ),
+    )
+    leases, freed = [], []
+    for token, row in enumerate(rows, first):
+        (seq, id_, task, attempt, max_attempts, generation, nprio, lane, batch) = row[:9]
+        (crashes, submitted_at, deadline_at, unknown, unknown_since, mode, key, body) = row[9:]
+        tally = tx.tally(queue.id, task)
+        tally[QUEUED] -= 1
+        tally[RUNNING] += 1
+        tally[STARTED] += 1
+        if lane is not None:
+            tx.lanes.started(queue.id, lane)
+        if mode == UNTIL_STARTED:
+            freed.append((queue.id, key, seq))
+        leases.append(
+            Lease(
+                queue=queue.name,
+                id=id_,
+                task=tx.task_name(task),
+                token=token,
+                attempt=attempt + 1,
+                max_attempts=max_attempts,
+                body=body,
+                sequence=seq,
+                generation=generation,
+                priority=-nprio,
+                lane=lane,
+                batch=batch,
+                crashes=crashes,
+                submitted_at=submitted_at,
+                started_at=now,
+                deadline_in=None if deadline_at is None else deadline_at - now,
+                unknown=unknown,
+                unknown_for=0.0 if unknown_since is None else now - unknown_since,
+            ),
+        )
+    if freed:
+        tx.db.executemany(
+            "DELETE FROM unique_key WHERE queue = ? AND key = ? AND seq = ?",
+            freed,
+        )
+    return leases
+
+
+def _standing(tx: Transaction, request: ClaimRequest) -> tuple[Lease, ...]:
+    """Return what is left of the leases that this claim was granted."""
+    place = {name: order for order, name in enumerate(request.queues)}
+    leases = []
+    rows = tx.db.execute(_STANDING, (tx.namespace, request.worker, request.number)).fetchall()
+    for row in rows:
+        (seq, id_, task, attempt, max_attempts, generation, nprio, lane, batch) = row[:9]
+        (crashes, submitted_at, deadline_at, unknown, unknown_since) = row[9:14]
+        (body, queue, token, started_at) = row[14:]
+        leases.append(
+            Lease(
+                queue=tx.queue_numbered(queue).name,
+                id=id_,
+                task=tx.task_name(task),
+                token=token,
+                attempt=attempt,
+                max_attempts=max_attempts,
+                body=body,
+                sequence=seq,
+                generation=generation,
+                priority=-nprio,
+                lane=lane,
+                batch=batch,
+                crashes=crashes,
+                submitted_at=submitted_at,
+                started_at=started_at,
+                deadline_in=None if deadline_at is None else deadline_at - tx.now,
+                unknown=unknown,
+                unknown_for=0.0 if unknown_since is None else tx.now - unknown_since,
+            ),
+        )
+    leases.sort(key=lambda lease: (place.get(lease.queue, len(place)), lease.token))
+    return tuple(leases)
+
+
+def claim_alone(tx: Transaction, request: ClaimRequest) -> ClaimReply:
+    """Serve a claim that comes without settlements."""
+    reply = claim(tx, request)
+    tx.end_call(request.peer, request.queues)
+    return reply
+
+
+def renew(
+    tx: Transaction,
+    refs: Sequence[LeaseRef],
+    lease: float,
+    holder: Holder | None,
+) -> list[RenewReply]:
+    """Extend leases, and release what the holder does not know of."""
+    keys = []
+    for place, ref in enumerate(refs):
+        queue = tx.queue(ref.queue)
+        if queue is not None:
+            keys.append((place, queue.id, ref.id, ref.token))
+    replies = [RenewReply.LOST] * len(refs)
+    held: list[int] = []
+    progress = []
+    for place, seq, cancel in join_rows(tx.db, _LEASED, keys):
+        replies[place] = RenewReply.CANCEL if cancel else RenewReply.OK
+        held.append(seq)
+        news = refs[place].progress
+        if news is not None:
+            progress.append((packed(news), seq))
+    tx.db.execute(
+        "UPDATE job SET lease_until = ? FROM json_each(?) AS s WHERE job.seq = s.value",
+        (tx.now + lease, numbers(held)),
+    )
+    if progress:
+        tx.db.executemany("UPDATE job SET progress = ? WHERE seq = ?", progress)
+    if holder is not None:
+        _release_unlisted(tx, holder, set(held))
+    tx.end_call()
+    return replies
+
+
+def _release_unlisted(tx: Transaction, holder: Holder, listed: set[int]) -> None:
+    rows = tx.db.execute(_HELD, (tx.namespace, holder.worker, holder.number)).fetchall()
+    back, ended = [], []
+    for row in map(Row._make, rows):
+        if row.seq in listed:
+            continue
+        state = state_after_settlement(
+            Outcome.RELEASE,
+            cancel_requested=bool(row.cancel),
+            attempts_left=True,
+            delay=0.0,
+        )
+        if state is JobState.CANCELLED:
+            ended.append(Finish(row=row, state=CANCELLED, code=""))
+        else:
+            tx.tally(row.queue, row.task)[RELEASED] += 1
+            back.append(
+                Requeue(
+                    row=row,
+                    state=QUEUED,
+                    ready_at=row.ready_at,
+                    attempt=row.attempt - 1,
+                    crashes=row.crashes,
+                    unknown=row.unknown,
+                    unknown_since=row.unknown_since,
+                ),
+            )
+    finish(tx, ended)
+    requeue(tx, back)

@@ -1,0 +1,417 @@
+"""The one thread that writes: what arrives while it is busy goes into its next transaction.
+
+Calls reach it through a queue, one wake of the thread each time it was idle; their replies reach
+the event loop through one callback a transaction. A transaction is first tried for all calls
+together. When one of them fails it is rolled back and every call gets a transaction of its own,
+so that the one that fails, fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from plugq.errors import ConfigError, PlugqError, Unavailable
+from plugq.protocols.storage import Resync
+from plugq_sqlite._faults import BUSY, code_of, fault, locked, unfinished, unusable
+from plugq_sqlite._schema import check_owner, migrate, namespace_number
+from plugq_sqlite._signals import Delivery, Postman
+from plugq_sqlite._transaction import Names, Transaction
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from plugq.clock import Clock
+    from plugq_sqlite._transaction import Letter
+
+    #: A future that waits for an answer, the answer, and the error that stands in its place.
+    _Answer = tuple[asyncio.Future[Any] | None, Any, Exception | None]
+
+T = TypeVar("T")
+
+#: A transaction takes calls until they have so many bytes or items.
+_MOST_BYTES = 8 * 1024 * 1024
+_MOST_ITEMS = 4_000
+#: The pauses between two tries for the lock, in seconds.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.002
+#: How long the thread steps back after a transaction when others compete for the lock.
+_COURTESY = 0.0005
+#: How soon a peer whose buffer was full is told again to resync, in seconds.
+_RESYNC_AFTER = 0.05
+_REPLACEMENTS = 100
+
+
+@dataclass(slots=True)
+class Call(Generic[T]):
+    """One call of a verb, on its way through the thread."""
+
+    run: Callable[[Transaction], T]
+    items: int
+    size: int
+    future: asyncio.Future[T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterOptions:
+    """How the thread opens and uses the file."""
+
+    path: Path
+    namespace: str
+    synchronous: str
+    busy_timeout: float
+    clock: Clock
+    logger: logging.Logger
+
+
+class Writer:
+    """Owns the writing connection and its thread, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, options: WriterOptions) -> None:
+        self._options = options
+        self._path = options.path
+        self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
+        self._names = Names()
+        self._postman = Postman()
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._open = False
+        self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._namespace = 0
+        self._contended = 0.0
+        self._unsynced: dict[str, Letter] = {}
+        self._resync_at = 0.0
+        self._latest = 0.0
+        self._time_lock = threading.Lock()
+
+    @property
+    def namespace(self) -> int:
+        """The number of the namespace in the file."""
+        return self._namespace
+
+    def now(self, stored: float) -> float:
+        """Return the storage's time, given the persisted one; it never runs backwards."""
+        with self._time_lock:
+            self._latest = max(stored, self._latest, self._options.clock.time())
+            return self._latest
+
+    async def start(self) -> None:
+        """Start the thread and let it open and migrate the file.
+
+        Raises:
+            ConfigError: the file can not be used.
+            Unavailable: it can not be used now.
+        """
+        self._loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._ended = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._main,
+            args=(ready,),
+            name="plugq-sqlite-writer",
+            daemon=True,
+        )
+        self._thread.start()
+        try:
+            await asyncio.shield(ready)
+        except BaseException:
+            await self.stop()
+            raise
+        self._open = True
+
+    async def stop(self) -> None:
+        """Write what is waiting, then end the thread and close the file."""
+        thread, self._thread = self._thread, None
+        self._open = False
+        if thread is not None and self._ended is not None:
+            self._queue.put(None)
+            await asyncio.shield(self._ended)
+            thread.join()
+
+    async def call(self, run: Callable[[Transaction], T], items: int = 1, size: int = 0) -> T:
+        """Run a function inside a transaction that may hold other calls as well.
+
+        Raises:
+            Unavailable: it did not happen.
+            OutcomeUnknown: it may have happened.
+        """
+        if not self._open or self._loop is None:
+            message = "the SQLite storage is not started; call start() or use it through connect()"
+            raise Unavailable(message)
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(Call(run, items, size, future))
+        return await future
+
+    def _main(self, ready: asyncio.Future[None]) -> None:
+        try:
+            self._connect()
+        except Exception as error:  # noqa: BLE001 - whatever it is, start() has to raise it
+            self._close()
+            self._tell([(ready, None, self._start_error(error))])
+            self._tell([(self._ended, None, None)])
+            return
+        self._tell([(ready, None, None)])
+        while (calls := self._collect()) is not None:
+            try:
+                self._flush(calls)
+            except Exception as error:  # the thread has to outlive whatever befalls one flush
+                self._options.logger.exception("a write to %s failed unexpectedly", self._path)
+                failure = fault(error, self._path)
+                self._tell([(call.future, None, failure) for call in calls])
+        self._postman.close()
+        self._close()
+        self._tell([(self._ended, None, None)])
+
+    def _start_error(self, error: Exception) -> Exception:
+        return unusable(error, self._path) if isinstance(error, sqlite3.Error | OSError) else error
+
+    def _connect(self) -> None:
+        if not self._path.parent.is_dir() or self._path.is_dir():
+            raise unusable(OSError(), self._path)
+        db = self._db = sqlite3.connect(
+            self._path,
+            isolation_level=None,
+            timeout=0,
+            cached_statements=1024,
+        )
+        self._until_free(lambda: self._prepare(db))
+        found = self._path.stat()
+        self._file = (found.st_dev, found.st_ino)
+        self._compare_clocks(db)
+
+    def _compare_clocks(self, db: sqlite3.Connection) -> None:
+        ahead = db.execute("SELECT now FROM meta").fetchone()[0] - self._options.clock.time()
+        if ahead > 1:
+            self._options.logger.warning(
+                "the time of %s is %.1f s ahead of this machine's clock, and stands still until "
+                "that has caught up; set the clock",
+                self._path,
+                ahead,
+            )
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Make the connection and the file what they have to be; may be repeated."""
+        options = self._options
+        # The file is looked at before anything in it is changed: it may be somebody else's.
+        check_owner(db, self._path)
+        if db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            message = f"storage.path: {self._path} is not on a local disk; move it to one"
+            raise ConfigError(message)
+        for pragma in (
+            f"synchronous = {options.synchronous}",
+            # Only this makes a sync reach the disk on macOS; elsewhere it does nothing.
+            f"fullfsync = {options.synchronous == 'full'}",
+            "cache_size = -65536",
+            "temp_store = MEMORY",
+            "secure_delete = OFF",
+            "journal_size_limit = 67108864",
+        ):
+            db.execute(f"PRAGMA {pragma}").fetchall()
+        migrate(db, self._path)
+        self._namespace = namespace_number(db, options.namespace)
+
+    def _close(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            try:
+                db.close()
+            except sqlite3.Error as error:
+                self._options.logger.warning("closing %s: %s", self._path, error)
+
+    def _until_free(self, step: Callable[[], object]) -> None:
+        deadline = time.monotonic() + self._options.busy_timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                step()
+            except sqlite3.OperationalError as error:
+                if code_of(error) not in BUSY:
+                    raise
+                if time.monotonic() >= deadline:
+                    raise locked(self._path, self._options.busy_timeout) from None
+            else:
+                return
+            self._contended = time.monotonic()
+            time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _begin(self) -> None:
+        db = self._connection()
+        self._until_free(lambda: db.execute("BEGIN IMMEDIATE"))
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._connect()
+        assert self._db is not None  # noqa: S101 - _connect sets it or raises
+        return self._db
+
+    def _collect(self) -> list[Call[Any]] | None:
+        """Wait for calls and return those of one transaction; ``None`` ends the thread."""
+        calls: list[Call[Any]] = []
+        items = size = 0
+        while True:
+            try:
+                call = self._next(block=not calls)
+            except Empty:
+                if calls:
+                    return calls
+                self._send_resyncs()
+                continue
+            if call is None:
+                if calls:
+                    self._queue.put(None)
+                    return calls
+                return None
+            if call.future.cancelled():
+                continue
+            calls.append(call)
+            items += call.items
+            size += call.size
+            if items >= _MOST_ITEMS or size >= _MOST_BYTES:
+                return calls
+
+    def _next(self, *, block: bool) -> Call[Any] | None:
+        if not block:
+            return self._queue.get_nowait()
+        return self._queue.get(timeout=_RESYNC_AFTER if self._unsynced else None)
+
+    def _flush(self, calls: list[Call[Any]]) -> None:
+        replies, letters, error, alone = self._transact([call.run for call in calls])
+        answers = [(call.future, reply, error) for call, reply in zip(calls, replies, strict=True)]
+        if alone and len(calls) > 1:
+            answers = []
+            for call in calls:
+                [reply], more, error, _ = self._transact([call.run])
+                answers.append((call.future, reply, error))
+                letters += more
+        self._tell(answers)
+        self._deliver(letters)
+        if self._unsynced and time.monotonic() >= self._resync_at:
+            self._send_resyncs()
+        if time.monotonic() - self._contended < 1.0:
+            time.sleep(_COURTESY)
+
+    def _transact(
+        self,
+        runs: list[Callable[[Transaction], Any]],
+    ) -> tuple[list[Any], list[Letter], PlugqError | None, bool]:
+        """Run calls in one transaction.
+
+        Returns their replies, the letters to send, why nothing happened, and whether one of the
+        calls is to blame for that.
+        """
+        nothing = [None] * len(runs)
+        try:
+            self._check_file()
+            db = self._connection()
+            self._begin()
+        except ConfigError as error:
+            return nothing, [], Unavailable(str(error)), False
+        except (sqlite3.Error, OSError, PlugqError) as error:
+            return nothing, [], fault(error, self._path), False
+        try:
+            tx = Transaction(db, self._names, self._namespace, self.now(0.0))
+            replies = [run(tx) for run in runs]
+            letters = tx.flush()
+        except Exception as error:
+            self._roll_back(db)
+            if not isinstance(error, sqlite3.Error | PlugqError | OverflowError | UnicodeError):
+                self._options.logger.exception("a call failed unexpectedly")
+            return nothing, [], fault(error, self._path), True
+        try:
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back(db)
+            return nothing, [], unfinished(error, self._path), False
+        self.now(tx.now)
+        return replies, letters, None, False
+
+    def _roll_back(self, db: sqlite3.Connection) -> None:
+        self._names.forget()
+        try:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._options.logger.warning("%s is opened again after: %s", self._path, error)
+            self._close()
+
+    def _check_file(self) -> None:
+        """Refuse to write into a file that nobody will ever open again."""
+        if self._file is None:
+            return
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._file:
+            message = (
+                f"{self._path} was removed or replaced while it was in use; "
+                "restart everything that uses it"
+            )
+            raise Unavailable(message)
+
+    def _tell(self, answers: Sequence[_Answer]) -> None:
+        if self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(_resolve, answers)
+        except RuntimeError:
+            # The event loop was closed under us; nobody waits for the answers any more.
+            self._options.logger.debug("nobody waits for %d answers", len(answers))
+
+    def _deliver(self, letters: list[Letter]) -> None:
+        """Send letters after the commit; for a peer that is gone another idle one is woken."""
+        for _ in range(_REPLACEMENTS):
+            gone: list[Letter] = []
+            barred: list[Letter] = []
+            for letter in letters:
+                delivery = self._postman.send(letter.address, letter.notices)
+                if delivery is Delivery.FULL:
+                    self._resync_later(letter)
+                elif delivery is Delivery.DEAD:
+                    gone.append(letter)
+                elif delivery is Delivery.BARRED:
+                    barred.append(letter)
+            if not gone and not barred:
+                return
+            _, letters, error, _ = self._transact([partial(_replace, gone=gone, barred=barred)])
+            if error is not None:
+                self._options.logger.warning("peers that are gone stay listed: %s", error)
+
+    def _resync_later(self, letter: Letter) -> None:
+        self._unsynced[letter.address] = letter
+        self._resync_at = time.monotonic() + _RESYNC_AFTER
+
+    def _send_resyncs(self) -> None:
+        """Tell peers whose buffers were full that they may have missed something."""
+        waiting, self._unsynced = self._unsynced, {}
+        for letter in waiting.values():
+            if self._postman.send(letter.address, [Resync()]) is Delivery.FULL:
+                self._resync_later(letter)
+
+
+def _replace(tx: Transaction, gone: list[Letter], barred: list[Letter]) -> None:
+    for letter in gone:
+        tx.forget_peer(letter.peer, letter.address)
+    for letter in (*gone, *barred):
+        if letter.queue is not None:
+            tx.wake_instead(letter.queue)
+
+
+def _resolve(answers: Sequence[_Answer]) -> None:
+    for future, reply, error in answers:
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(reply)
+            else:
+                future.set_exception(error)

@@ -1,0 +1,271 @@
+"""Random histories: SQLite and the memory storage give the same answers to the same calls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from plugq.builtin.memory import MemoryOptions, MemoryStorage
+from plugq.job import AttemptRecord, JobRef, Outcome, Progress
+from plugq.protocols import (
+    Cancel,
+    ClaimRequest,
+    Configure,
+    FindQuery,
+    Holder,
+    Lease,
+    LeaseRef,
+    NewJob,
+    Pause,
+    PluginContext,
+    Purge,
+    QueueSettings,
+    Redrive,
+    RegisterChange,
+    Resume,
+    Settlement,
+    Storage,
+    SubmitStatus,
+    SweepReply,
+    SweepRequest,
+    UniqueKey,
+    UniqueMode,
+)
+from plugq.testing import ManualClock
+from plugq_sqlite import SqliteOptions, SqliteStorage
+
+QUEUES = ("a", "b")
+LANES = (None, None, "x", "y", "z")
+OUTCOMES = (*Outcome, Outcome.SUCCEED, Outcome.RETRY)
+
+
+def plain(value: Any) -> Any:
+    """Return an answer as data, with times rounded and without what may differ."""
+    data = msgspec.to_builtins(value, builtin_types=(bytes,))
+    return _rounded(data)
+
+
+def _rounded(data: Any) -> Any:
+    if isinstance(data, float):
+        return round(data, 3)
+    if isinstance(data, dict):
+        return {key: _rounded(item) for key, item in data.items() if key != "message"}
+    if isinstance(data, list | tuple):
+        return [_rounded(item) for item in data]
+    return data
+
+
+def moves(reply: SweepReply) -> list[str]:
+    """Return the moves of a sweep in an order that does not matter."""
+    kept = [change if change.state else replace(change, code="") for change in reply.changes]
+    return sorted(repr(plain(change)) for change in kept)
+
+
+class History:
+    """Makes up calls and plays each to both storages."""
+
+    def __init__(self, seed: int, clock: ManualClock, storages: list[Storage]) -> None:
+        self.random = random.Random(seed)  # noqa: S311 - a test has to be repeatable
+        self.clock = clock
+        self.storages = storages
+        self.leases: list[Lease] = []
+        self.claims = 0
+        self.made = 0
+        self.versions: dict[str, int] = {}
+
+    async def both(self, call: Callable[[Storage], Any]) -> Any:
+        """Return the answer of both, which have to agree."""
+        first, second = [await call(storage) for storage in self.storages]
+        assert plain(first) == plain(second)
+        return second
+
+    def job(self) -> NewJob:
+        pick = self.random
+        self.made += 1
+        unique = None
+        if pick.random() < 0.2:
+            unique = UniqueKey(pick.choice(list(UniqueMode)), pick.choice("kl"), 20.0)
+        return NewJob(
+            queue=pick.choice(QUEUES),
+            id=f"id-{pick.randrange(60)}" if pick.random() < 0.5 else f"new-{self.made}",
+            task=pick.choice(("t", "u")),
+            submission=pick.randbytes(2) if pick.random() < 0.8 else b"same",
+            body=pick.randbytes(4),
+            priority=pick.choice((0, 0, 0, 5, -5)),
+            delay=pick.choice((0.0, 0.0, 0.0, 3.0, 30.0)),
+            deadline_in=pick.choice((None, None, None, 2.0, 15.0)),
+            max_attempts=pick.randint(1, 3),
+            lane=pick.choice(LANES),
+            batch=pick.choice((None, "batch")),
+            unique=unique,
+            result_ttl=pick.choice((0.0, 5.0, 100.0, None)),
+            failure_ttl=pick.choice((0.0, 5.0, 100.0, None)),
+            id_ttl=pick.choice((0.0, 5.0, 20.0)),
+            not_after=pick.choice((None, None, None, self.clock.time() - 1)),
+        )
+
+    async def submit(self) -> None:
+        jobs = [self.job() for _ in range(self.random.randint(1, 8))]
+        first, second = [await storage.submit(jobs) for storage in self.storages]
+        for one, other in zip(first, second, strict=True):
+            assert one.status is other.status
+            if one.status in {SubmitStatus.ACCEPTED, SubmitStatus.DUPLICATE}:
+                assert plain(one) == plain(other)
+
+    async def claim(self) -> None:
+        request = self.request()
+        reply = await self.both(lambda storage: storage.claim(request))
+        self.leases += reply.leases
+
+    def request(self) -> ClaimRequest:
+        self.claims += 1
+        return ClaimRequest(
+            worker=self.random.choice(("v", "w")),
+            number=self.claims,
+            queues=self.random.choice((("a",), ("b",), ("a", "b"), ("b", "a", "b"))),
+            limit=self.random.randint(1, 6),
+            lease=self.random.choice((5.0, 30.0)),
+        )
+
+    async def settle(self) -> None:
+        self.random.shuffle(self.leases)
+        taken, self.leases = self.leases[:4], self.leases[4:]
+        settlements = [self.settlement(lease) for lease in taken]
+        claim = self.request() if self.random.random() < 0.5 else None
+        _, reply = await self.both(lambda storage: storage.settle(settlements, claim))
+        if reply is not None:
+            self.leases += reply.leases
+
+    def settlement(self, lease: Lease) -> Settlement:
+        pick = self.random
+        outcome = pick.choice(OUTCOMES)
+        wrong = outcome is not Outcome.SUCCEED
+        return Settlement(
+            queue=lease.queue,
+            id=lease.id,
+            token=lease.token,
+            outcome=outcome,
+            result=None if wrong else pick.randbytes(3),
+            delay=pick.choice((0.0, 2.0)),
+            code=pick.choice(("", "unknown_task", "mine")),
+            error=AttemptRecord(attempt=lease.attempt, code="error") if wrong else None,
+            progress=pick.choice((None, Progress(current=1.0))),
+        )
+
+    async def renew(self) -> None:
+        refs = [
+            LeaseRef(lease.queue, lease.id, lease.token, Progress(current=2.0))
+            for lease in self.leases[:5]
+        ]
+        holder = self.random.choice((None, None, Holder("w", self.claims)))
+        await self.both(lambda storage: storage.renew(refs, lease=20.0, holder=holder))
+
+    async def sweep(self) -> None:
+        request = SweepRequest(
+            limit=self.random.choice((3, 500)),
+            end_leases=self.random.random() < 0.8,
+            deadline_grace=3.0,
+        )
+        first, second = [await storage.sweep(request) for storage in self.storages]
+        if request.limit == 500:
+            assert moves(first) == moves(second)
+        else:
+            # Which of the due ones go first is left open, so both are brought to an end.
+            await self.finish_sweeps(request)
+
+    async def finish_sweeps(self, request: SweepRequest) -> None:
+        for storage in self.storages:
+            while (await storage.sweep(request)).changes:
+                pass
+
+    async def edit(self) -> None:
+        pick = self.random
+        refs = tuple(
+            JobRef(pick.choice(QUEUES), f"id-{pick.randrange(60)}")
+            for _ in range(pick.randint(1, 6))
+        )
+        limits = QueueSettings(
+            queue=pick.choice(QUEUES),
+            max_running=pick.choice((None, None, 3)),
+            lane_max_running=pick.randint(1, 3),
+            max_length=pick.choice((None, None, 40)),
+        )
+        change = pick.choice(
+            (
+                Cancel(refs=refs),
+                Cancel(refs=refs),
+                Redrive(refs=refs),
+                Purge(refs=refs),
+                Pause(queues=("a",)),
+                Resume(queues=("a",)),
+                Resume(queues=("a",)),
+                Configure(settings=(limits,)),
+            )
+        )
+        await self.both(lambda storage: storage.edit(change))
+
+    async def look(self) -> None:
+        pick = self.random
+        refs = [JobRef(queue, f"id-{number}") for queue in QUEUES for number in range(60)]
+        waiting = pick.random() < 0.5
+        await self.both(lambda storage: storage.get(refs, body=True, waiting=waiting))
+        query = FindQuery(
+            queue=pick.choice((None, "a")),
+            task=pick.choice((None, "t")),
+            batch=pick.choice((None, "batch")),
+            limit=1_000,
+        )
+        await self.both(lambda storage: storage.find(query))
+        first, second = [await storage.stats() for storage in self.storages]
+        assert plain(first.tasks) == plain(second.tasks)
+        for stats in second.tasks:
+            accepted, removed = stats.totals["accepted"], stats.totals["removed"]
+            assert accepted == sum(stats.counts.values()) + removed
+
+    async def swap(self) -> None:
+        key = self.random.choice("xyz")
+        expect = self.versions.get(key, 0) if self.random.random() < 0.7 else 7
+        value = self.random.choice((None, b"v"))
+        change = RegisterChange(key=key, expect=expect, value=value, ttl=10.0)
+        reply = await self.both(lambda storage: storage.swap([change]))
+        [register] = reply.registers
+        self.versions[key] = 0 if register is None else register.version
+        await self.both(lambda storage: storage.scan(""))
+
+    async def advance(self) -> None:
+        self.clock.advance(self.random.choice((0.25, 1.0, 4.0, 12.0)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_random_history_has_the_same_answers(seed: int, tmp_path: Path) -> None:
+    clock = ManualClock()
+    context = PluginContext(base_dir=tmp_path, clock=clock)
+    memory = MemoryStorage(MemoryOptions(), context)
+    sqlite = SqliteStorage(SqliteOptions(path="jobs.db", synchronous="normal"), context)
+    async with AsyncExitStack() as stack:
+        for storage in (memory, sqlite):
+            await storage.start()
+            stack.push_async_callback(storage.stop)
+        history = History(seed, clock, [memory, sqlite])
+        steps = [
+            *[history.submit] * 4,
+            *[history.claim] * 3,
+            *[history.settle] * 5,
+            *[history.advance] * 3,
+            history.renew,
+            history.sweep,
+            history.edit,
+            history.edit,
+            history.look,
+            history.swap,
+        ]
+        for _ in range(400):
+            await history.random.choice(steps)()
+        await history.look()

@@ -1,0 +1,218 @@
+"""What a claim and a settlement cost does not depend on what else is stored."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from plugq.job import JobRef, Outcome, Progress
+from plugq.protocols import (
+    Cancel,
+    ClaimRequest,
+    Configure,
+    Holder,
+    Lease,
+    LeaseRef,
+    NewJob,
+    Purge,
+    QueueSettings,
+    Redrive,
+    RegisterChange,
+    Settlement,
+    SweepRequest,
+    UniqueKey,
+    UniqueMode,
+)
+from plugq_sqlite import SqliteStorage
+from plugq_sqlite._transaction import Transaction
+
+OpenStore = Callable[..., AbstractAsyncContextManager[SqliteStorage]]
+NewJobs = Callable[..., NewJob]
+Claims = Callable[..., ClaimRequest]
+Succeed = Callable[[Sequence[Lease]], list[Settlement]]
+
+#: Jobs that a claim must not meet, by their columns.
+OTHERS: dict[str, dict[str, object]] = {
+    "finished": {"state": 3, "eligible": 1, "finished_at": 1.0, "tidy_at": 9e9},
+    "delayed": {"state": 0, "eligible": 0},
+    "blocked": {"state": 1, "eligible": 0, "lane": "busy"},
+}
+
+
+class Steps:
+    """Counts the virtual machine steps of the writing connection."""
+
+    def __init__(self, storage: SqliteStorage) -> None:
+        self.storage = storage
+        self.count = 0
+
+    def _step(self) -> int:
+        self.count += 1
+        return 0
+
+    async def of(self, *calls: Callable[[], Any]) -> list[int]:
+        await self.storage._writer.call(lambda tx: tx.db.set_progress_handler(self._step, 1))
+        counts = []
+        for call in calls:
+            before = self.count
+            await call()
+            counts.append(self.count - before)
+        await self.storage._writer.call(lambda tx: tx.db.set_progress_handler(None, 1))
+        return counts
+
+
+def fill(tx: Transaction, prefix: str, count: int, **columns: object) -> None:
+    """Store many jobs at once, quicker than by submitting them."""
+    queue = tx.make_queue("q").id
+    task = tx.task("t")
+    names = "".join(f", {name}" for name in columns)
+    statement = (
+        "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?) "
+        "INSERT INTO job (seq, namespace, queue, id, task, nprio, ready_at, max_attempts, "
+        f"submitted_at, id_ttl, origin, submission{names}) "
+        f"SELECT ? + x, ?, ?, ? || x, ?, 0, ?, 1, ?, 600, '', x'00'{', ?' * len(columns)} FROM n"
+    )
+    tx.db.execute(
+        statement,
+        (
+            count,
+            tx.sequence,
+            tx.namespace,
+            queue,
+            prefix,
+            task,
+            tx.now,
+            tx.now,
+            *columns.values(),
+        ),
+    )
+    tx.sequence += count
+
+
+async def cycle(
+    storage: SqliteStorage, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> list[int]:
+    """Return the steps of claiming 50 of 100 jobs and of settling them."""
+    await storage.submit([new_job() for _ in range(100)])
+    # The first cycle makes the counters' and the worker's rows.
+    first = await storage.claim(claim(50))
+    await storage.settle(succeed(first.leases))
+    leases: list[Lease] = []
+
+    async def take() -> None:
+        leases.extend((await storage.claim(claim(50))).leases)
+
+    async def end() -> None:
+        await storage.settle(succeed(leases))
+
+    counts = await Steps(storage).of(take, end)
+    assert len(leases) == 50
+    return counts
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+async def test_a_claim_and_a_settlement_cost_the_same_beside_100_000_other_jobs(
+    kind: str,
+    open_store: OpenStore,
+    new_job: NewJobs,
+    claim: Claims,
+    succeed: Succeed,
+) -> None:
+    async with open_store() as storage:
+
+        def more(prefix: str, count: int) -> Callable[[Transaction], None]:
+            def run(tx: Transaction) -> None:
+                fill(tx, prefix, count, **OTHERS[kind])
+                tx.db.execute("UPDATE job SET ready_at = 9e9 WHERE state = 0")
+
+            return run
+
+        await storage._writer.call(more("few", 1_000))
+        few = await cycle(storage, new_job, claim, succeed)
+        await storage._writer.call(more("many", 100_000))
+        many = await cycle(storage, new_job, claim, succeed)
+        assert many == pytest.approx(few, rel=0.02)
+        assert max(few) / 50 < 700
+
+
+async def test_no_statement_of_the_writer_scans_jobs(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> None:
+    statements: set[str] = set()
+    async with open_store() as storage:
+        await storage._writer.call(lambda tx: tx.db.set_trace_callback(statements.add))
+        await everything(storage, new_job, claim, succeed)
+        await storage._writer.call(lambda tx: tx.db.set_trace_callback(None))
+
+        def plans(tx: Transaction) -> dict[str, list[str]]:
+            return {text: _plan(tx.db, text) for text in statements if _has_plan(text)}
+
+        found = await storage._writer.call(plans)
+    assert len(found) > 60
+    for text, plan in found.items():
+        for step in plan:
+            assert not re.match(r"SCAN (job|body|failure|lane|unique_key)\b", step), (text, plan)
+
+
+def _has_plan(text: str) -> bool:
+    return text.lstrip().split()[0] in {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"}
+
+
+def _plan(db: sqlite3.Connection, text: str) -> list[str]:
+    return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {text}")]
+
+
+async def everything(
+    storage: SqliteStorage, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> None:
+    """Make the writer run (nearly) every statement that it has."""
+    settings = QueueSettings(queue="q", max_running=50, lane_max_running=2, max_length=1_000)
+    await storage.edit(Configure(settings=(settings,)))
+    watch = storage.watch("p")
+    await anext(watch)
+    await storage.claim(claim(1, peer="p"))
+    throttle = UniqueKey(UniqueMode.THROTTLE, "th", 60.0)
+    held = UniqueKey(UniqueMode.UNTIL_FINISHED, "fin")
+    first = UniqueKey(UniqueMode.UNTIL_STARTED, "start")
+    await storage.submit(
+        [
+            *(new_job(f"plain-{number}", origin="p") for number in range(5)),
+            *(new_job(f"lane-{number}", lane="a", max_attempts=3) for number in range(5)),
+            new_job("urgent", lane="a", priority=5),
+            new_job("later", delay=60.0, batch="b"),
+            new_job("due", delay=0.000001),
+            new_job("gone", deadline_in=0.000001),
+            new_job("throttled", unique=throttle),
+            new_job("held", unique=held),
+            new_job("first", unique=first),
+        ],
+    )
+    await storage.submit([new_job("again", unique=held), new_job("held", unique=held)])
+    leases = list((await storage.claim(claim(30, peer="p"))).leases)
+    await storage.renew(
+        [LeaseRef(lease.queue, lease.id, lease.token, Progress(current=1.0)) for lease in leases],
+        lease=30.0,
+        holder=Holder("w", 1),
+    )
+    running = leases.pop()
+    await storage.edit(Cancel(refs=(JobRef("q", running.id), JobRef("q", "later"))))
+    outcomes = [Outcome.RETRY, Outcome.FAIL, Outcome.SNOOZE, Outcome.SKIP, Outcome.RELEASE]
+    ended = [
+        Settlement(queue=lease.queue, id=lease.id, token=lease.token, outcome=outcome, delay=0.0)
+        for lease, outcome in zip(leases, outcomes, strict=False)
+    ]
+    await storage.settle(
+        [*ended, *succeed(leases[len(ended) :])],
+        claim(10, peer="p", lease=0.0),
+    )
+    await storage.edit(Redrive(refs=tuple(JobRef("q", lease.id) for lease in leases)))
+    await storage.edit(Purge(refs=tuple(JobRef("q", lease.id) for lease in leases)))
+    await storage.swap([RegisterChange(key="k", expect=0, value=b"v", ttl=0.0)])
+    await storage.sweep(SweepRequest())
+    await storage.sweep(SweepRequest())
+    await watch.aclose()

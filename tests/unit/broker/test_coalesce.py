@@ -1,0 +1,120 @@
+"""Coalescing: concurrent calls share one call of the verb."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from plugq.broker.coalesce import Coalescer
+from plugq.errors import Unavailable
+
+
+class Verb:
+    """Answers each item with its square, when it is let."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int]:
+        self.calls.append(list(items))
+        self.entered.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return [item * item for item in items]
+
+
+async def test_each_caller_gets_the_answers_to_its_own_items() -> None:
+    verb = Verb()
+    coalescer = Coalescer(verb)
+    answers = await asyncio.gather(*(coalescer.call([n, n + 1]) for n in range(10)))
+    assert answers == [[n * n, (n + 1) ** 2] for n in range(10)]
+    await coalescer.stop()
+
+
+async def test_what_arrives_during_a_call_shares_the_next_one() -> None:
+    verb = Verb()
+    verb.gate.clear()
+    coalescer = Coalescer(verb)
+    first = asyncio.create_task(coalescer.call([1]))
+    await verb.entered.wait()
+    others = [asyncio.create_task(coalescer.call([n])) for n in (2, 3, 4)]
+    await asyncio.sleep(0)
+    verb.gate.set()
+    assert await first == [1]
+    assert [await other for other in others] == [[4], [9], [16]]
+    assert verb.calls == [[1], [2, 3, 4]]
+    await coalescer.stop()
+
+
+async def test_a_merged_call_is_bounded_by_number_and_by_bytes_and_splits_no_call() -> None:
+    verb = Verb()
+    coalescer = Coalescer(verb, most=4, most_bytes=100, size=lambda item: item)
+    verb.gate.clear()
+    calls = [[1], [2, 2, 2], [3, 3], [90], [20], [5, 5, 5, 5, 5]]
+    tasks = [asyncio.create_task(coalescer.call(items)) for items in calls]
+    await verb.entered.wait()
+    verb.gate.set()
+    assert [await task for task in tasks] == [[i * i for i in items] for items in calls]
+    assert verb.calls == [[1, 2, 2, 2], [3, 3, 90], [20], [5, 5, 5, 5, 5]]
+    await coalescer.stop()
+
+
+async def test_a_failure_reaches_every_caller_and_the_next_call_works() -> None:
+    verb = Verb()
+    verb.error = Unavailable("gone")
+    coalescer = Coalescer(verb)
+    results = await asyncio.gather(coalescer.call([1]), coalescer.call([2]), return_exceptions=True)
+    assert all(isinstance(result, Unavailable) for result in results)
+    verb.error = None
+    assert await coalescer.call([3]) == [9]
+    await coalescer.stop()
+
+
+async def test_a_caller_who_leaves_before_its_items_are_taken_is_left_out() -> None:
+    verb = Verb()
+    verb.gate.clear()
+    coalescer = Coalescer(verb)
+    first = asyncio.create_task(coalescer.call([1]))
+    await verb.entered.wait()
+    leaving = asyncio.create_task(coalescer.call([2]))
+    staying = asyncio.create_task(coalescer.call([3]))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    verb.gate.set()
+    assert await first == [1]
+    assert await staying == [9]
+    assert verb.calls == [[1], [3]]
+    await coalescer.stop()
+
+
+async def test_a_caller_who_leaves_during_the_call_does_not_disturb_the_others() -> None:
+    verb = Verb()
+    verb.gate.clear()
+    coalescer = Coalescer(verb)
+    leaving, staying = (asyncio.create_task(coalescer.call([n])) for n in (1, 2))
+    await verb.entered.wait()
+    leaving.cancel()
+    verb.gate.set()
+    assert await staying == [4]
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await coalescer.stop()
+
+
+async def test_stop_ends_the_wait_of_everybody() -> None:
+    verb = Verb()
+    verb.gate.clear()
+    coalescer = Coalescer(verb)
+    tasks = [asyncio.create_task(coalescer.call([n])) for n in range(3)]
+    await verb.entered.wait()
+    await coalescer.stop()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
