@@ -141,7 +141,9 @@ def stores_of(folder: Path, many: int) -> dict[int, dict[str, Any]]:
 
 def run(settings: Settings) -> Figures:
     figures = Figures("finished")
-    many = (settings.jobs or (20_000 if settings.quick else 1_000_000)) // CHUNK * CHUNK
+    wanted = settings.jobs or (20_000 if settings.quick else 1_000_000)
+    # A fifth of it, in memory, is to be more than the few.
+    many = max(10 * FEW, wanted // CHUNK * CHUNK)
     in_memory = many // 5 // CHUNK * CHUNK
     memory = {number: {"use": "memory"} for number in (FEW, in_memory)}
     asyncio.run(compare(figures, "memory", memory, settings))

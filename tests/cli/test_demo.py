@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from plugq.cli.demo_files import find_files, look
+from plugq.cli.demo_files import Found, find_files, look
 from plugq.cli.demo_jobs import CHUNK, digest
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Shell
+    from tests.cli.conftest import Invoke, Shell
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is stopped and killed")
 
@@ -80,6 +81,69 @@ def test_demo_keeps_its_folder(shop: Shell) -> None:
     kept = re.search(r"^kept (\S+)$", run.stdout, re.MULTILINE)
     assert kept is not None
     assert {"plugq.toml", "jobs.db"} <= {path.name for path in Path(kept[1]).iterdir()}
+
+
+def test_demo_ends_when_another_worker_does(shop: Shell) -> None:
+    demo = shop.start("demo")
+    pids = re.findall(r"\(pid (\d+)\)", demo.wait_for("started 2 workers"))
+    os.kill(int(pids[1]), signal.SIGKILL)
+    assert demo.end() == 1
+    assert re.search(r"plugq: the worker demo-\w+-2 ended by itself: it said nothing", demo.output)
+
+
+def test_demo_tells_wrong_results(
+    shell: Shell, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write("plugq.toml", '[storage]\nuse = "memory"\n')
+    monkeypatch.setattr("plugq.cli.demo.look", lambda path: {"size": -1})
+    result = invoke("demo", ".", "--config=plugq.toml")
+    assert result.exit_code == 1
+    assert result.stdout.endswith("NOT every result is there and right · lost 0\n")
+    assert "plugq.toml: the job says {'sha256': " in result.stderr
+
+    def gone(path: str) -> dict[str, str | int]:
+        raise FileNotFoundError(2, "No such file", path)
+
+    monkeypatch.setattr("plugq.cli.demo.look", gone)
+    result = invoke("demo", ".", "--config=plugq.toml", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["wrong"] == 1
+    assert "plugq.toml: can not be read any longer: No such file" in result.stderr
+
+
+def test_demo_tells_failed_jobs(
+    shell: Shell, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write("plugq.toml", '[storage]\nuse = "memory"\n[defaults]\nmax_attempts = 1\n')
+    missing = Found("here", (str(shell.folder / "missing"), str(shell.folder / "plugq.toml")), 3)
+    monkeypatch.setattr("plugq.cli.demo.find_files", lambda *_: missing)
+    result = invoke("demo", "--config=plugq.toml")
+    assert result.exit_code == 1
+    assert "2 files below here (3 left out)" in result.stdout
+    assert "FileNotFoundError" in result.stderr
+    assert facts(result.stdout)["succeeded"] == "1"
+
+
+def test_demo_on_a_terminal(shell: Shell, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.write("plugq.toml", '[storage]\nuse = "memory"\n')
+    monkeypatch.setattr("plugq.cli.demo.on_terminal", lambda: True)
+    result = invoke("demo", ".", "--config=plugq.toml")
+    assert result.exit_code == 0
+    assert "\njobs done " in result.output
+    assert " 1/1" in result.output
+    assert "submitted 1 jobs in" in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_that_is_stopped_leaves_nothing(shop: Shell, number: signal.Signals) -> None:
+    demo = shop.start("demo")
+    place = demo.wait_for("configuration ").split()[1].removesuffix("/plugq.toml:")
+    demo.wait_for("started 2 workers")
+    assert demo.end(number) == 130
+    # Its output would not have ended before that of the workers has.
+    assert demo.ended
+    assert "Traceback" not in demo.output
+    assert not Path(place).exists()
 
 
 def test_demo_without_files(shell: Shell) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -189,3 +191,16 @@ def test_output_that_nobody_reads(shop: Shell) -> None:
             timeout=45,
         )
     assert (run.returncode, run.stderr) == (1, b"")
+
+
+def test_ctrl_c_is_quiet(shop: Shell) -> None:
+    waiting = shop.start("submit", "hello", "x", "--wait")
+    while not json.loads(shop.run("jobs", "list", "--json").stdout):
+        pass
+    assert waiting.end(signal.SIGINT) == 130
+    assert waiting.output.strip() == ""
+
+
+def test_folder_that_can_not_be_made(shell: Shell) -> None:
+    shell.write("file", "")
+    refused(shell, 1, "file/shop: Not a directory", "init", "file/shop")

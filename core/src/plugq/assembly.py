@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -272,7 +271,7 @@ class Worker:
             known = queues_of(app.tasks, self._assembly.tables)
             queues = known if settings.queues is None else tuple(settings.queues)
         self._settings = EngineSettings(
-            worker=settings.id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            worker=settings.id or f"{socket.gethostname()}-{os.getpid()}",
             queues=tuple(queues),
             concurrency=settings.concurrency if concurrency is None else concurrency,
             prefetch=settings.prefetch,
@@ -294,7 +293,7 @@ class Worker:
 
     @property
     def id(self) -> str:
-        """The id under which this worker holds its leases."""
+        """The name of this worker; each start adds what makes it unique among lease holders."""
         return self._settings.worker
 
     @property

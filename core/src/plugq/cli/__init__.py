@@ -32,7 +32,7 @@ COMMANDS = {
 )
 @click.version_option(package_name="plugq", prog_name="plugq", message="%(prog)s %(version)s")
 def main() -> None:
-    r"""Run background jobs and look after them.
+    """Run background jobs and look after them.
 
     \b
     The first steps, in an empty folder:
@@ -41,7 +41,7 @@ def main() -> None:
       plugq submit hello world --wait   submit one, in a second terminal
 
     Commands find plugq.toml in this folder or in one above it, or take it with --config.
-    """
+    """  # noqa: D301 - click wants the character itself
 
 
 __all__ = ["COMMANDS", "main"]

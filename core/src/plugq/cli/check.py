@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, *, file: str | None, no_app: bool, as_json: bool) -> None:
-    """Look for everything that is wrong with the configuration and what it names.
+    """Look for everything that is wrong with a deployment.
 
     Reads the file, the options of its plugins, the application and its modules, and opens the
     storage. Each problem is one line, and any makes the command fail with exit code 2.

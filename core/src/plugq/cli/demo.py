@@ -18,9 +18,9 @@ from plugq.assembly import Assembly
 from plugq.cli.demo_files import find_files, look
 from plugq.cli.demo_jobs import app
 from plugq.cli.demo_run import DemoFailed, Run, Workers
-from plugq.cli.deployment import config_option, describe_storage, json_option, opened, read_config
+from plugq.cli.deployment import describe_storage, json_option, opened, read_config
 from plugq.cli.failure import FAILED
-from plugq.cli.output import note, on_terminal, plural, print_facts, print_json, safe, say
+from plugq.cli.output import note, on_terminal, plural, print_facts, print_json, safe, say, span
 from plugq.cli.processes import worker_command
 from plugq.config import FILE_NAME
 from plugq.job import JobState
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from plugq.cli.demo_run import Outcome
+    from plugq.client import Client
     from plugq.config import Config
 
 _APP = "plugq.cli.demo_jobs"
+#: Seconds within which some job has to end, besides twice the lease.
+PATIENCE = 60.0
 #: Short leases, so that the jobs of the worker that is killed are soon taken over. A new sweeper
 #: waits for one renewal and the longest reconnect before it ends any.
 _CONFIG = """\
@@ -69,7 +72,9 @@ result_ttl = "1h"
     help="How many worker processes.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="At most this many files.")
-@config_option
+@click.option(
+    "-c", "--config", "file", metavar="FILE", help="Run it on the deployment of this configuration."
+)
 @click.option("--keep", is_flag=True, help="Leave the temporary folder with all files of the run.")
 @json_option
 @click.pass_context
@@ -83,12 +88,12 @@ def demo(
     keep: bool,
     as_json: bool,
 ) -> None:
-    """Read every file below DIR in worker processes, kill one of them, and check every result.
+    """Kill a worker in the middle of real work: nothing is lost.
 
-    Each file becomes a job that computes its SHA-256, size, lines and words. Without DIR it is the
-    standard library of this Python. In the middle of the run one worker is killed with SIGKILL
-    while it runs jobs, and another one is started; at the end every result is compared with a
-    direct computation. Succeeds only if all are right and no job is lost.
+    Each file below DIR becomes a job that computes its SHA-256, size, lines and words. Without DIR
+    it is the standard library of this Python. In the middle of the run one worker is killed with
+    SIGKILL while it runs jobs, and another one is started; at the end every result is compared with
+    a direct computation. Succeeds only if all are right and no job is lost.
 
     The jobs are kept in SQLite in a temporary folder. With --config they go through the deployment
     that the file describes, in a queue of their own, and are removed afterwards.
@@ -189,7 +194,11 @@ class _Plan:
             f"plugq demo · {plural(len(self.paths), 'file')} below {safe(found.folder)}{left_out}"
         )
         screen.tell(f"configuration {safe(self.config.path)}:")
-        for line in _CONFIG.splitlines() if self._own else [describe_storage(self.config)]:
+        lease = (
+            f"lease {span(self.config.broker.lease)}, which the jobs of the killed worker wait for"
+        )
+        own = [describe_storage(self.config), lease]
+        for line in _CONFIG.splitlines() if self._own else own:
             screen.tell(f"  {line}".rstrip())
         self.files: dict[str, str] = {}
 
@@ -197,8 +206,11 @@ class _Plan:
         """Run all jobs and return what became of them."""
         private = Assembly(self.config).private
         # Whoever ends the demonstration early leaves no worker and no folder behind.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return asyncio.run(self._alone() if private else self._shared())
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return asyncio.run(self._alone() if private else self._shared())
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _configured(self, file: str | None) -> Config:
         if file is None:
@@ -216,7 +228,7 @@ class _Plan:
         config = msgspec.structs.replace(self.config, worker=worker)
         async with app.running(config) as client:
             with self.screen.progress("jobs done", len(self.paths)) as count:
-                run = Run(client, self.paths, queue=self._queue, tell=self.screen.tell, count=count)
+                run = self._run(client, count)
                 outcome = await run.alone()
         self.files = run.files
         return outcome
@@ -230,9 +242,7 @@ class _Plan:
                 pids = ", ".join(f"{id} (pid {workers.running[id].pid})" for id in ids)
                 self.screen.tell(f"started {plural(len(ids), 'worker')}: {pids}")
                 with self.screen.progress("jobs done", len(self.paths)) as count:
-                    run = Run(
-                        client, self.paths, queue=self._queue, tell=self.screen.tell, count=count
-                    )
+                    run = self._run(client, count)
                     outcome = await run.with_workers(workers)
                 if outcome.crash is None:
                     self.screen.tell(
@@ -245,6 +255,17 @@ class _Plan:
                 await workers.kill_all()
         self.files = run.files
         return outcome
+
+    def _run(self, client: Client, count: Callable[[int], None]) -> Run:
+        return Run(
+            client,
+            self.paths,
+            queue=self._queue,
+            # The jobs of the worker that is killed wait for their leases to end.
+            patience=2 * self.config.broker.lease + PATIENCE,
+            tell=self.screen.tell,
+            count=count,
+        )
 
 
 def _report(plan: _Plan, outcome: Outcome) -> dict[str, Any]:

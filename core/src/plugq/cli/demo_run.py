@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 MIDDLE = 0.35
 #: Seconds between two looks at a worker that held nothing when it was to be killed.
 NEXT_TRY = 0.02
-#: Seconds that workers get to stop, and within which some job has to end.
+#: Seconds that workers get to stop.
 LAST_MOMENT = 30.0
-PATIENCE = 60.0
 #: Jobs that one call looks for or removes.
 PAGE = 1000
 
@@ -176,7 +175,8 @@ class Workers:
 class Run:
     """Submits one job for each file, waits for all of them and remembers what came of each.
 
-    ``tell`` is called with what happens, ``count`` with the number of jobs that have ended.
+    ``patience`` is within how many seconds some job has to end. ``tell`` is called with what
+    happens, ``count`` with the number of jobs that have ended.
     """
 
     def __init__(
@@ -185,12 +185,14 @@ class Run:
         paths: Sequence[str],
         *,
         queue: str,
+        patience: float,
         tell: Callable[[str], None],
         count: Callable[[int], None],
     ) -> None:
         self._client = client
         self._paths = paths
         self._queue = queue
+        self._patience = patience
         self._tell = tell
         self._count = count
         self._ended = 0
@@ -300,13 +302,13 @@ class Run:
         """Raise DemoFailed when no job has ended for a while."""
         while True:
             before = self._ended
-            await asyncio.sleep(PATIENCE)
+            await asyncio.sleep(self._patience)
             if self._ended == before:
                 counts = (await self._client.stats()).counts
                 states = ", ".join(
                     f"{number} {state}" for state, number in counts.items() if number
                 )
-                message = f"no job has ended for {PATIENCE:g} s; in the storage: {states}"
+                message = f"no job has ended for {self._patience:g} s; in the storage: {states}"
                 raise DemoFailed(message)
 
     async def _until_done(

@@ -93,7 +93,7 @@ def list_(
 )
 @json_option
 def show(*, id: str, file: str | None, queue: str | None, payload: bool, as_json: bool) -> None:
-    """Show a job with all its attempts that did not succeed."""
+    """Show a job and its attempts that failed."""
     config = read_config(file)
     job, more = with_client(config, lambda client: _look(client, id, queue, payload=payload))
     if as_json:
@@ -109,10 +109,11 @@ def show(*, id: str, file: str | None, queue: str | None, payload: bool, as_json
 @json_option
 @click.pass_context
 def cancel(ctx: click.Context, /, **given: Any) -> None:
-    """Cancel jobs: at once where they wait, by their workers where they run.
+    """Cancel jobs, also those that run.
 
-    Prints for each what came of it: cancelled, requested (it runs, and its worker is told),
-    finished or not_found. Fails unless all are cancelled or will be.
+    What waits is cancelled at once, what runs by its worker. Prints for each what came of it:
+    cancelled, requested (it runs, and its worker is told), finished or not_found. Fails unless all
+    are cancelled or will be.
     """
     _steer(ctx, "cancel", {"cancelled", "requested"}, **given)
 
@@ -124,10 +125,10 @@ def cancel(ctx: click.Context, /, **given: Any) -> None:
 @json_option
 @click.pass_context
 def retry(ctx: click.Context, /, **given: Any) -> None:
-    """Queue failed, cancelled and skipped jobs again, with all their attempts.
+    """Queue failed, cancelled and skipped jobs again.
 
-    Prints for each what came of it: done, not_found, or conflict (it is in another state, or
-    another job holds its unique key). Fails unless all are done.
+    They get all their attempts back. Prints for each what came of it: done, not_found, or conflict
+    (it is in another state, or another job holds its unique key). Fails unless all are done.
     """
     _steer(ctx, "retry", {"done"}, **given)
 
@@ -139,10 +140,10 @@ def retry(ctx: click.Context, /, **given: Any) -> None:
 @json_option
 @click.pass_context
 def purge(ctx: click.Context, /, **given: Any) -> None:
-    """Remove jobs that have ended, before their retention passes.
+    """Remove jobs that have ended.
 
-    Prints for each what came of it: done, not_found, or conflict (it has not ended). Fails unless
-    all are done.
+    They would go by themselves once their retention has passed. Prints for each what came of it:
+    done, not_found, or conflict (it has not ended). Fails unless all are done.
     """
     _steer(ctx, "purge", {"done"}, **given)
 

@@ -42,7 +42,8 @@ def worker_command(
     concurrency: int | None = None,
 ) -> list[str]:
     """Return the command that runs one worker below a parent."""
-    command = [sys.executable, "-m", "plugq", "worker", "--supervised"]
+    # -P: like the installed command, without the current folder in front of everything.
+    command = [sys.executable, "-P", "-m", "plugq", "worker", "--supervised"]
     if config.path is not None:
         command.append(f"--config={config.path}")
     if app is not None:
@@ -156,6 +157,7 @@ class Processes:
         self._stopping = asyncio.Event()
         self._running: dict[int, WorkerProcess] = {}
         self._starts = 0
+        self._restarts = 0
         self._code = 0
         self._signals = 0
         self._line = ""
@@ -184,7 +186,8 @@ class Processes:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._code != MISTAKE:
-            say(f"plugq worker · {plural(self._number, 'process', 'processes')} stopped")
+            restarts = f" after {plural(self._restarts, 'restart')}" if self._restarts else ""
+            say(f"plugq worker · {self._number} processes stopped{restarts}")
         return self._code
 
     def _announce(self) -> None:
@@ -197,24 +200,35 @@ class Processes:
         try:
             while not self._stopping.is_set():
                 began = time.monotonic()
-                worker = await self._start(at)
-                code = await self._watch(at, worker, ready)
-                if self._stopping.is_set():
-                    self._ended(at, worker, code)
-                elif code == MISTAKE:
-                    self._code = MISTAKE
-                    self._stop(signal.SIGTERM)
-                else:
-                    if time.monotonic() - began >= SETTLED:
-                        pause = FIRST_PAUSE
-                    who = f"worker {at} (pid {worker.pid})"
-                    note(f"{who} {_cause(code)}; it restarts in {pause:g} s")
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(pause):
-                            await self._stopping.wait()
-                    pause = min(pause * 2, LONGEST_PAUSE)
+                died = await self._run_one(at, ready)
+                if died is None:
+                    return
+                if time.monotonic() - began >= SETTLED:
+                    pause = FIRST_PAUSE
+                self._restarts += 1
+                note(f"worker {at} {died}; it restarts in {pause:g} s")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._stopping.wait()
+                pause = min(pause * 2, LONGEST_PAUSE)
         finally:
             ready.set()
+
+    async def _run_one(self, at: int, ready: asyncio.Event) -> str | None:
+        """Run one worker to its end; return what it died of, ``None`` where none is to follow."""
+        try:
+            worker = await self._start(at)
+        except OSError as error:
+            return f"can not be started: {error.strerror or error}"
+        code = await self._watch(at, worker, ready)
+        if self._stopping.is_set():
+            self._ended(at, worker, code)
+            return None
+        if code == MISTAKE:
+            self._code = MISTAKE
+            self._stop(signal.SIGTERM)
+            return None
+        return f"(pid {worker.pid}) {_cause(code)}"
 
     async def _watch(self, at: int, worker: WorkerProcess, ready: asyncio.Event) -> int:
         said = await worker.ready()

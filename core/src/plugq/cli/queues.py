@@ -76,9 +76,10 @@ def resume(*, names: tuple[str, ...], file: str | None, as_json: bool) -> None:
 @config_option
 @json_option
 def stats(*, file: str | None, as_json: bool) -> None:
-    """Print how many jobs there are by task and state, and how many there were in all.
+    """Print the numbers of jobs by task and state.
 
-    STARTED counts attempts, LEASE_ENDED those whose worker died, REMOVED the jobs that are gone.
+    ACCEPTED and what follows it count from the beginning of the store: STARTED counts attempts,
+    LEASE_ENDED those whose worker died, REMOVED the jobs that are gone.
     """
     found = with_client(read_config(file), lambda client: client.stats())
     if as_json:

@@ -79,7 +79,7 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Submit a job to run TASK, and print its id.
+    """Submit a job to run TASK, and print its id.
 
     An argument is read as JSON, and as text where it is none: 5 is a number, '"5"' is text, hello
     is text. KEY=VALUE is a keyword argument.
@@ -91,7 +91,7 @@ def submit(
 
     Where the configuration names an application it is imported, so that a wrong name or argument
     is refused here; --no-app leaves that out.
-    """
+    """  # noqa: D301 - click wants the character itself
     if timeout is not None and not wait:
         message = "--timeout is how long to wait: give --wait too, or use --attempt-timeout"
         raise click.UsageError(message)

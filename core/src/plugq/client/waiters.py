@@ -8,7 +8,6 @@ import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
-from plugq.errors import PlugqError
 from plugq.lifecycle import Supervisor
 from plugq.protocols.storage import Finished, Resync
 
@@ -103,7 +102,7 @@ class Waiters:
                     del self._due[ref]
                 try:
                     jobs = await self._broker.get(refs, waiting=True)
-                except PlugqError as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, the waiters stay
                     logger.warning("jobs that are waited for can not be looked at: %s", error)
                     self._look(refs)
                     await self._clock.sleep(pause)

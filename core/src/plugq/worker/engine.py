@@ -12,9 +12,12 @@ import contextlib
 import heapq
 import itertools
 import logging
+import uuid
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from plugq.envelope import open_body
 from plugq.errors import PlugqError, Undecodable
@@ -104,9 +107,14 @@ class Engine(Lifecycle):
         self._settings = settings
         self._clock = clock
         self._supervisor = Supervisor(clock)
+        #: New with each start: claim numbers begin anew, and two processes that were given one id
+        #: must not answer for each other's leases.
+        self._worker = f"{settings.worker}-{uuid.uuid4().hex[:8]}"
         self._held: dict[Key, _Held] = {}
-        #: Leases whose handlers have not finished; each takes a slot.
+        #: Attempts that have not finished, and those of them that wait for a slot.
         self._active = 0
+        self._prefetched: deque[Attempt] = deque()
+        self._running = 0
         self._numbers = itertools.count(1)
         self._acknowledged = 0
         self._outbox: deque[tuple[Attempt, Settlement | None]] = deque()
@@ -159,10 +167,11 @@ class Engine(Lifecycle):
     def state(self) -> dict[str, Any]:
         """Return what runs, what failed and what waits."""
         return {
-            "worker": self._settings.worker,
+            "worker": self._worker,
             "claiming": self._claiming,
             "concurrency": self._concurrency,
-            "running": self._active,
+            "running": self._running,
+            "prefetched": len(self._prefetched),
             "leases": len(self._held),
             "loops": self._supervisor.state(),
             **self._counts,
@@ -171,6 +180,7 @@ class Engine(Lifecycle):
     async def _drain(self) -> None:
         self._claiming = False
         await self._unpark()
+        self._give_back_prefetched()
         await self._wait_idle(self._settings.grace)
         if self._active:
             self._stop_attempts([held for held in self._held.values() if held.attempt], "shutdown")
@@ -184,6 +194,15 @@ class Engine(Lifecycle):
             async with asyncio.timeout(max(self._settings.lease / 2, 1.0)):
                 while self._held:
                     await self._next_turn()
+
+    def _give_back_prefetched(self) -> None:
+        while self._prefetched:
+            lease = self._prefetched.popleft().lease
+            held = self._held[lease.queue, lease.token]
+            held.attempt = None
+            held.settlement = released(lease)
+            self._active -= 1
+        self._kick.set()
 
     async def _wait_idle(self, seconds: float) -> None:
         self._idle.clear()
@@ -231,12 +250,14 @@ class Engine(Lifecycle):
             if held is None or held.attempt is not attempt or held.abandoned:
                 continue
             self._active -= 1
+            self._running -= 1
             held.attempt = None
             if settlement is None or held.lost:
                 del self._held[key]
             else:
-                held.settlement = settlement
-        self._counts["finished"] = self._counts["started"] - self._active
+                held.settlement = _with_progress(settlement, attempt)
+        self._deliver_attempts()
+        self._counts["finished"] = self._counts["started"] - self._running
 
     def _unsettled(self) -> list[_Held]:
         ready = (held for held in self._held.values() if held.settlement is not None)
@@ -281,7 +302,7 @@ class Engine(Lifecycle):
         if not self._claiming or free <= 0:
             return None
         return ClaimRequest(
-            worker=self._settings.worker,
+            worker=self._worker,
             number=next(self._numbers),
             queues=self._settings.queues,
             limit=free,
@@ -311,7 +332,7 @@ class Engine(Lifecycle):
 
     def _granted(self, reply: ClaimReply, number: int) -> None:
         self._acknowledged = max(self._acknowledged, number)
-        attempts = []
+        known = 0
         now = self._clock.monotonic()
         for lease in reply.leases:
             held = self._held[lease.queue, lease.token] = _Held(lease)
@@ -324,18 +345,26 @@ class Engine(Lifecycle):
             except Undecodable as error:
                 held.settlement = failed(lease, error, code="undecodable")
                 continue
-            attempt = held.attempt = Attempt(lease, envelope, handler)
+            held.attempt = Attempt(lease, envelope, handler)
             self._active += 1
-            attempts.append(attempt)
+            self._prefetched.append(held.attempt)
+            known += 1
             if envelope.timeout is not None:
                 self._set_timer(now + envelope.timeout, held, "timeout")
             if lease.deadline_in is not None:
                 self._set_timer(now + lease.deadline_in, held, "deadline")
+        self._deliver_attempts()
+        if known < len(reply.leases):
+            self._kick.set()
+
+    def _deliver_attempts(self) -> None:
+        """Hand over what there are slots for; the rest stays here and can still be given back."""
+        free = self._concurrency - self._running
+        attempts = [self._prefetched.popleft() for _ in range(min(free, len(self._prefetched)))]
         if attempts:
+            self._running += len(attempts)
             self._counts["started"] += len(attempts)
             self._runner.deliver(attempts)
-        if len(attempts) < len(reply.leases):
-            self._kick.set()
 
     def _unknown(self, lease: Lease) -> Settlement:
         self._counts["unknown"] += 1
@@ -369,7 +398,7 @@ class Engine(Lifecycle):
             )
             for one in held
         ]
-        holder = Holder(self._settings.worker, self._acknowledged)
+        holder = Holder(self._worker, self._acknowledged)
         replies = await self._broker.renew(refs, lease=self._settings.lease, holder=holder)
         lost, cancelled = [], []
         for one, reply in zip(held, replies, strict=True):
@@ -456,6 +485,10 @@ class Engine(Lifecycle):
         held.attempt = None
         held.abandoned = True
         self._active -= 1
+        if attempt in self._prefetched:
+            self._prefetched.remove(attempt)
+        else:
+            self._running -= 1
         self._counts["abandoned"] += 1
         settlement = stopped(held.lease, attempt.envelope.retry, reason)
         if settlement is None:
@@ -463,6 +496,12 @@ class Engine(Lifecycle):
         else:
             held.settlement = settlement
         self._kick.set()
+
+
+def _with_progress(settlement: Settlement, attempt: Attempt) -> Settlement:
+    """Return the settlement with what the handler said last, if a renewal has not carried it."""
+    said = attempt.context.take_progress()
+    return settlement if said is None else msgspec.structs.replace(settlement, progress=said)
 
 
 def _tell(lease: Lease, settlement: Settlement, state: JobState | None) -> None:

@@ -196,20 +196,19 @@ def _grant(
     most: int,
 ) -> tuple[list[Lease], bool]:
     """Grant up to ``most`` leases of a queue, and say whether overdue jobs cut the search short."""
-    leases: list[Lease] = []
+    if most <= 0:
+        return [], False
     overdue_left = 2 * request.limit + 100
-    while len(leases) < most:
-        asked = most - len(leases)
-        rows = tx.db.execute(_READY, (queue.id, asked)).fetchall()
-        alive = [row for row in rows if row[11] is None or row[11] > tx.now]
-        leases += _lease(tx, request, queue, alive)
-        if len(alive) == len(rows):
-            break
-        _set_aside(tx, queue, [row for row in rows if not (row[11] is None or row[11] > tx.now)])
-        overdue_left -= len(rows) - len(alive)
+    while True:
+        rows = tx.db.execute(_READY, (queue.id, most)).fetchall()
+        overdue = [row for row in rows if row[11] is not None and row[11] <= tx.now]
+        if not overdue:
+            return _lease(tx, request, queue, rows), False
+        # What stood behind them in their lanes may come before the rest of these rows.
+        _set_aside(tx, queue, overdue)
+        overdue_left -= len(overdue)
         if overdue_left <= 0:
-            return leases, True
-    return leases, False
+            return [], True
 
 
 def _set_aside(tx: Transaction, queue: Queue, rows: Sequence[Any]) -> None:
@@ -375,7 +374,7 @@ def _release_unlisted(tx: Transaction, holder: Holder, listed: set[int]) -> None
             delay=0.0,
         )
         if state is JobState.CANCELLED:
-            ended.append(Finish(row=row, state=CANCELLED, code=""))
+            ended.append(Finish(row=row, state=CANCELLED, code="", gives_back=True))
         else:
             tx.tally(row.queue, row.task)[RELEASED] += 1
             back.append(

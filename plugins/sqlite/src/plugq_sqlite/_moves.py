@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from plugq_sqlite._transaction import Transaction
 
 _FINISH = """
-    WITH s (seq, state, code, crashes, finished_at, expires_at, tidy_at, failures, progress,
+    WITH s (seq, state, code, attempt, crashes, finished_at, expires_at, tidy_at, failures, progress,
         result) AS (VALUES ?)
-    UPDATE job SET state = s.state, code = s.code, crashes = s.crashes,
+    UPDATE job SET state = s.state, code = s.code, attempt = s.attempt, crashes = s.crashes,
         finished_at = s.finished_at,
         expires_at = s.expires_at, tidy_at = s.tidy_at, failures = s.failures,
         progress = coalesce(s.progress, job.progress), result = s.result, lease_until = NULL
@@ -65,6 +65,8 @@ class Finish:
     result: bytes | None = None
     error: AttemptRecord | None = None
     progress: Progress | None = None
+    #: Whether the attempt that ends does not count.
+    gives_back: bool = False
     #: When it ended, where that is not now.
     finished_at: float | None = None
 
@@ -110,6 +112,7 @@ def finish(tx: Transaction, items: Sequence[Finish]) -> None:
                 row.seq,
                 item.state,
                 item.code,
+                row.attempt - item.gives_back,
                 row.crashes,
                 ended,
                 expires,

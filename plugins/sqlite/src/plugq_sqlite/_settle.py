@@ -93,6 +93,7 @@ def _finish(row: Row, settlement: Settlement, state: JobState) -> Finish:
         result=settlement.result if succeeded else None,
         error=None if succeeded else settlement.error,
         progress=settlement.progress,
+        gives_back=settlement.outcome in GIVES_ATTEMPT_BACK,
     )
 
 
