@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -205,6 +207,9 @@ def invoke(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Invoke:
         for name in set(sys.modules) - before:
             if name in {"jobs", "broken"}:
                 del sys.modules[name]
-        return CliRunner().invoke(main, arguments)
+        # Click 8.1 mixes both outputs unless told otherwise, later ones know no such option.
+        mixes = "mix_stderr" in inspect.signature(CliRunner).parameters
+        options: dict[str, Any] = {"mix_stderr": False} if mixes else {}
+        return CliRunner(**options).invoke(main, arguments)
 
     return run

@@ -57,7 +57,7 @@ def test_plugin_adds_commands(site: Shell) -> None:
     assert "Traceback" not in run.stderr
     page = site.run("--help")
     assert page.returncode == 0
-    assert page.stdout.rstrip().endswith("extra    Say more.")
+    assert page.stdout.rstrip().endswith("extra      Say more.")
     assert "broken 1.0 is left out: it can not be imported: RuntimeError: boom\n" in page.stderr
 
 
@@ -135,6 +135,10 @@ def test_check_finds_everything(shop: Shell) -> None:
         [schedules.night]
         task = "nothing"
         cron = "0 3 * * *"
+        [schedules.late]
+        task = "hello"
+        args = ["world"]
+        cron = "0 25 * * *"
         """,
     )
     run = shop.run("check")
@@ -144,7 +148,7 @@ def test_check_finds_everything(shop: Shell) -> None:
         "nme: unknown option, did you mean 'app'?",
         "storage.pth: unknown option, did you mean 'path'?",
         "storage.path: this option is required",
-        "schedules: schedules are not supported",
+        "schedules.late: cron",
         "queues.mail.limits: limits are not supported",
         "tasks.helo: jobs has no such task, did you mean 'hello'?",
         "schedules.night.task: jobs has no task 'nothing'",
@@ -152,6 +156,32 @@ def test_check_finds_everything(shop: Shell) -> None:
     ):
         assert any(line.startswith(start.partition(",")[0]) for line in lines), (start, lines)
     assert json.loads(shop.run("check", "--json").stdout) == {"problems": lines}
+
+
+def test_schedules_are_listed_with_their_next_runs(shop: Shell) -> None:
+    text = (shop.folder / "plugq.toml").read_text()
+    shop.write(
+        "plugq.toml",
+        f"""{text}
+[schedules.yearly]
+task = "hello"
+args = ["world"]
+cron = "0 3 1 1 *"
+timezone = "Europe/Berlin"
+[schedules.often]
+task = "hello"
+args = ["again"]
+every = "90s"
+""",
+    )
+    assert shop.run("check").returncode == 0
+    run = shop.run("schedules", "--next", "2", "--json")
+    assert (run.returncode, run.stderr) == (0, "")
+    yearly, often = json.loads(run.stdout)
+    assert (yearly["name"], yearly["task"]) == ("yearly", "hello")
+    assert [tick[4:] for tick in yearly["next"]] == ["-01-01T02:00:00+00:00"] * 2
+    assert often["rule"] == "every 90 s"
+    assert "Europe/Berlin" in shop.run("schedules").stdout
 
 
 def test_check_opens_the_storage(shop: Shell) -> None:

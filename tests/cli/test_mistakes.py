@@ -100,6 +100,50 @@ def test_application_that_can_not_be_imported(shop: Shell, command: tuple[str, .
     refused(shop, 2, "jobs.py, line 3)", *command)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("def f(:\n", 1),
+        ("\n1 / 0\n", 2),
+        ("import plugq\napp = plugq.App()\napp.task(max_attempts=0)(print)\n", 3),
+    ],
+)
+def test_mistake_in_an_application_is_shown_where_it_is(shop: Shell, text: str, line: int) -> None:
+    shop.write("jobs.py", text)
+    run = shop.run("check")
+    assert run.returncode == 2
+    assert run.stdout.count("line") == 1
+    assert run.stdout.endswith(f"jobs.py, line {line})\n")
+
+
+def test_key_that_a_variable_names(shop: Shell) -> None:
+    shop.environ["PLUGQ_STORAGE__PTH"] = "x"
+    shop.environ["PLUGQ_WORKR__GRACE"] = "1s"
+    run = shop.run("check")
+    assert run.returncode == 2
+    assert "workr: unknown option, did you mean 'worker'? (from PLUGQ_WORKR__GRACE)" in run.stdout
+    assert "'path'? (from PLUGQ_STORAGE__PTH)" in run.stdout
+
+
+def test_queue_without_a_name(shop: Shell) -> None:
+    refused(shop, 2, "queue: expected 1 to 255 bytes of UTF-8, got 0", "worker", "--queue", "")
+
+
+def test_check_says_what_is_missing_for_a_worker(shop: Shell) -> None:
+    shop.write("plugq.toml", f'{SQLITE}path = "jobs.db"\n')
+    run = shop.run("check")
+    assert run.returncode == 0
+    assert "no application is named" in run.stderr
+    assert shop.run("check", "--no-app").stderr == ""
+
+
+def test_dev_takes_an_application(shop: Shell) -> None:
+    shop.write("plugq.toml", f'{SQLITE}path = "jobs.db"\n')
+    dev = shop.start("dev", "--app", "jobs")
+    dev.wait_for("plugq dev")
+    assert dev.end(signal.SIGINT) == 0
+
+
 def test_no_application(shop: Shell) -> None:
     shop.write("plugq.toml", f'{SQLITE}path = "jobs.db"\n')
     refused(shop, 2, 'names no application; add app = "jobs" for jobs.py', "worker")
@@ -128,7 +172,8 @@ def test_no_application(shop: Shell) -> None:
         (["hello", "a", "--header", "x"], "--header: write it like trace=1"),
         (["hello", "a", "--timeout", "5"], "--timeout is how long to wait: give --wait too"),
         (["hello", "a", "--delay", "1", "--run-at", "2030-01-01"], "give one of the two"),
-        (["hello", "--prioriti", "5"], "no such option '--prioriti' (see `plugq submit --help`)"),
+        (["hello", "--prioriti", "5"], "--prioriti"),
+        (["hello", "a", "-x"], "(see `plugq submit --help`)"),
         ([], "missing argument 'TASK' (see `plugq submit --help`)"),
     ],
 )

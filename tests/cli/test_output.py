@@ -16,6 +16,7 @@ import pytest
 from plugq.cli.failure import guarded, log_to_stderr
 from plugq.cli.output import (
     moment,
+    on_terminal,
     plural,
     print_facts,
     print_json,
@@ -24,7 +25,7 @@ from plugq.cli.output import (
     safe_lines,
     span,
 )
-from plugq.errors import ConfigError, Conflict
+from plugq.errors import ConfigError, Conflict, PayloadError, Undecodable
 
 
 @pytest.fixture
@@ -96,6 +97,37 @@ def test_table_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.usefixtures("terminal")
+def test_table_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    id = "01a2010d-6972-7190-a2ec-c69c823e66c6"
+    print_table(["id", "failed", "note", "code"], [[id, 0, "some words", ""]])
+    out = capsys.readouterr().out
+    assert id in out
+    assert "failed" not in out
+    assert "code" not in out
+    # An id that leaves no room for anything else is folded like the rest.
+    print_table(["id", "n"], [["x" * 90, 1]])
+    assert capsys.readouterr().out.count("x") == 90
+
+
+@pytest.mark.usefixtures("terminal")
+def test_table_without_rows_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "8")
+    print_table(["id", "n"], [])
+    assert capsys.readouterr().out.split() == ["id", "n"]
+
+
+def test_closed_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert not on_terminal()
+    assert guarded(lambda: None) == 0
+
+
 def test_facts(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts({"a": 1, "long": "x\ny", "none": None})
     assert capsys.readouterr().out == "a     1\nlong  x\\ny\nnone\n"
@@ -130,6 +162,8 @@ def raising(error: BaseException) -> Any:
     [
         (ConfigError("a\nb\x1b"), 2, "plugq: a b\\x1b\n"),
         (Conflict("no"), 1, "plugq: no\n"),
+        (PayloadError("a set"), 2, "plugq: a set\n"),
+        (Undecodable("no JSON"), 1, "plugq: no JSON\n"),
         (click.ClickException("no"), 1, "plugq: no\n"),
         (click.UsageError("No such thing."), 2, "plugq: no such thing (see `plugq --help`)\n"),
         (click.Abort(), 130, ""),
@@ -184,6 +218,27 @@ def test_log_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
         log_to_stderr(level=logging.INFO, tracebacks=True)
         logging.getLogger("plugq.some").info("more")
         assert capsys.readouterr().err.endswith(" INFO more\n")
+
+
+def test_log_holds_no_line_that_a_job_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_logging():
+        log_to_stderr(tracebacks=True)
+        forged = "no\n12:00:00 ERROR it burns"
+        logging.getLogger("plugq.some").error("it said %s", forged, exc_info=ValueError(forged))
+        first, *others = capsys.readouterr().err.splitlines()
+        assert first.endswith(" ERROR it said no 12:00:00 ERROR it burns")
+        assert others == ["  ValueError: no", "  12:00:00 ERROR it burns"]
+
+
+def test_loops_of_short_commands_are_not_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    loops = logging.getLogger("plugq.lifecycle")
+    with bare_logging():
+        log_to_stderr()
+        loops.warning("watch failed and restarts in 0.1 s: the disk is full")
+        assert capsys.readouterr().err == ""
+        log_to_stderr(level=logging.INFO)
+        loops.warning("watch failed and restarts in 0.1 s: the disk is full")
+        assert "the disk is full" in capsys.readouterr().err
 
 
 def test_log_of_others_is_left_alone() -> None:

@@ -136,17 +136,3 @@ def test_configuration_is_refused_once(shop: Shell) -> None:
     assert run.stdout == ""
     assert run.stderr.count("\n") == 1
     assert "No module named 'nothing_of_that_name'" in run.stderr
-
-
-def test_ids_of_processes_differ(shop: Shell) -> None:
-    text = (shop.folder / "plugq.toml").read_text()
-    shop.write("plugq.toml", f'{text}\n[worker]\nid = "w"\n')
-    shop.write(
-        "jobs.py",
-        "import os\nimport plugq\napp = plugq.App()\n@app.task\n"
-        'def name() -> str:\n    return os.environ["PLUGQ_WORKER__ID"]\n',
-    )
-    worker = shop.start("worker", "--processes", "2")
-    worker.wait_for("plugq worker")
-    assert shop.run("submit", "name", "--wait").stdout in {'"w-1.1"\n', '"w-2.2"\n'}
-    assert worker.end(signal.SIGTERM) == 0

@@ -36,6 +36,13 @@ async def count(number: int) -> int:
     return number
 
 
+@app.task("slow")
+async def slow(number: int) -> int:
+    note("slow", number)
+    await asyncio.sleep(0.02)
+    return number
+
+
 @app.task("gated", retry=plugq.RetryPolicy(max_attempts=10, base=0.01))
 async def gated(name: str) -> str:
     """Answer with the pid once the test has made the file that lets this process go on."""

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugq.duration import moment, seconds, timestamp
+from plugq.duration import LONGEST, moment, seconds, timestamp
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 parts = st.lists(
-    st.tuples(st.integers(0, 10_000), st.sampled_from(sorted(UNITS))), min_size=1, max_size=6
+    st.tuples(st.integers(0, 800), st.sampled_from(sorted(UNITS))), min_size=1, max_size=6
 )
 
 
@@ -42,14 +42,20 @@ def test_text_is_the_sum_of_its_parts(written: list[tuple[int, str]]) -> None:
     assert seconds(text) == pytest.approx(expected)
 
 
-@given(st.timedeltas(min_value=timedelta(0)))
+@given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(seconds=LONGEST)))
 def test_a_timedelta_keeps_its_length(value: timedelta) -> None:
     assert seconds(value) == value.total_seconds()
 
 
-@given(st.floats(min_value=0, allow_infinity=False))
+@given(st.floats(min_value=0, max_value=LONGEST))
 def test_a_number_is_seconds_already(value: float) -> None:
     assert seconds(value) == value
+
+
+@given(st.floats(min_value=LONGEST, exclude_min=True, allow_infinity=False))
+def test_a_duration_ends_within_a_hundred_years(value: float) -> None:
+    with pytest.raises(ValueError, match="a duration is at most 100 years, got"):
+        seconds(value)
 
 
 @given(st.floats(max_value=0, exclude_max=True) | st.just(float("nan")) | st.just(float("inf")))

@@ -124,3 +124,8 @@ def test_another_number_of_attempts_leaves_the_rest() -> None:
     assert policy.retry_on == ("builtins.KeyError",)
     with pytest.raises(ValueError, match="max_attempts"):
         policy.with_max_attempts(0)
+
+
+def test_a_delay_beyond_all_numbers_is_the_longest() -> None:
+    terms = RetryPolicy(max_attempts=1000, factor=1e9, jitter=0, max_delay="1h").terms()
+    assert terms.delay(900) == 3600

@@ -177,3 +177,52 @@ def test_ids_are_uuids_of_version_7_and_differ(times: list[None]) -> None:
         assert one.int >> 76 & 0xF == 7
     stamps = [uuid.UUID(text).int >> 80 for text in ids]
     assert stamps == sorted(stamps)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"id": "x"}, "id: belongs to one submission"),
+        ({"batch": "x"}, "batch: belongs to one submission"),
+        ({"run_at": datetime(2030, 1, 1, tzinfo=UTC)}, "run_at: belongs to one submission"),
+        ({"deadline": datetime(2030, 1, 1, tzinfo=UTC)}, "deadline: a task takes a duration"),
+    ],
+)
+def test_a_task_refuses_options_that_only_a_submission_can_have(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(plugq.ConfigError, match=said):
+        prepare(task=options)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"unique": lambda value: "text"}, "unique: expected Unique"),
+        ({"unique": lambda value: plugq.Unique.until_finished("x" * 2000)}, "unique: expected 1"),
+        ({"lane": lambda value: "x" * 2000}, "lane: expected 1 to 1,024 bytes"),
+        ({"lane": lambda value: "\ud800"}, "lane: .* can not be written as UTF-8"),
+        ({"lane": lambda value: 5}, "lane: the function of 't' gave 5"),
+    ],
+)
+def test_what_a_function_of_the_task_gives_is_checked(task: dict[str, Any], said: str) -> None:
+    with pytest.raises(plugq.InvalidJob, match=said):
+        prepare(task=task)
+
+
+def test_headers_that_are_no_text_are_refused() -> None:
+    with pytest.raises(plugq.InvalidJob, match=r"headers: .* can not be written as UTF-8"):
+        prepare({"headers": {"a": "\ud800"}})
+
+
+def test_a_task_that_takes_the_name_of_another_has_its_own_options() -> None:
+    one = submitter()
+    queues = []
+    for queue in ("a", "b"):
+        tasks = Tasks()
+
+        @tasks.task("t", queue=queue)
+        async def function() -> None: ...
+
+        queues.append(one.prepare(function.job(), ask({})).queue)
+    assert queues == ["a", "b"]

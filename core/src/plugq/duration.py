@@ -16,6 +16,8 @@ _UNITS = {
     "d": 86400.0,
     "w": 604800.0,
 }
+#: A hundred years in seconds; what is longer is a slip, such as milliseconds since 1970.
+LONGEST = 100 * 366 * 86400.0
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
@@ -40,6 +42,9 @@ def seconds(value: Duration, *, name: str = "duration") -> float:
         raise TypeError(message)
     if not math.isfinite(result) or result < 0:
         message = f"{name}: a duration is finite and not negative, got {value!r}"
+        raise ValueError(message)
+    if result > LONGEST:
+        message = f"{name}: a duration is at most 100 years, got {value!r}"
         raise ValueError(message)
     return result
 
@@ -75,8 +80,11 @@ def timestamp(value: datetime, *, name: str = "time") -> float:
 
 
 def moment(stamp: float) -> datetime:
-    """Return seconds since 1970-01-01 UTC as an aware ``datetime``."""
-    return datetime.fromtimestamp(stamp, UTC)
+    """Return seconds since 1970-01-01 UTC as an aware ``datetime``, the last one if it is later."""
+    try:
+        return datetime.fromtimestamp(stamp, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.max.replace(tzinfo=UTC)
 
 
 __all__ = ["Duration", "moment", "seconds", "timestamp"]

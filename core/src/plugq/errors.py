@@ -120,7 +120,7 @@ class OutcomeUnknown(PlugqError):
 
     def __init__(self, message: str, *, ids: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.ids = tuple(ids)
+        self.ids: tuple[str, ...] = tuple(ids)
 
 
 class Unauthorized(PlugqError):
@@ -151,7 +151,7 @@ class JobFailed(JobError):
     ) -> None:
         super().__init__(message, queue=queue, id=id)
         self.code = code
-        self.attempts = tuple(attempts)
+        self.attempts: tuple[Any, ...] = tuple(attempts)
         self.error = error
 
 
@@ -176,7 +176,7 @@ class AmbiguousId(JobError):
 
     def __init__(self, message: str, *, id: str | None = None, queues: Sequence[str] = ()) -> None:
         super().__init__(message, id=id)
-        self.queues = tuple(queues)
+        self.queues: tuple[str, ...] = tuple(queues)
 
 
 class LeaseLost(JobError):

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from plugq.events import JobEvent
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 PROJECT = "plugq"
 #: Marks the function of a plugin that implements the hook of the same name.
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 _hookspec = pluggy.HookspecMarker(PROJECT)
 
 #: What a hook may raise without harm. A hook is synchronous, so that a cancellation which comes

@@ -247,8 +247,6 @@ class JobRef(msgspec.Struct, frozen=True, array_like=True):
     id: str
 
 
-Job = JobRecord
-
 __all__ = [
     "FINAL",
     "GIVES_ATTEMPT_BACK",
@@ -257,7 +255,6 @@ __all__ = [
     "WAITING",
     "AttemptRecord",
     "Event",
-    "Job",
     "JobRecord",
     "JobRef",
     "JobState",

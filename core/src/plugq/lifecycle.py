@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from plugq.clock import Clock
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Lifecycle:
@@ -112,7 +112,8 @@ class Supervisor:
         """Return, by loop, whether it runs and its failures so far."""
         return {
             name: {"running": not task.done(), **self._failures.get(name, {})}
-            for name, task in self._tasks.items()
+            # A copy: the question may come from another thread.
+            for name, task in list(self._tasks.items())
         }
 
     async def stop(self) -> None:

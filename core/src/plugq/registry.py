@@ -77,8 +77,8 @@ class Registry:
     """
 
     def __init__(self, *, disabled: Iterable[str] = (), allow: Iterable[str] | None = None) -> None:
-        self.disabled = frozenset(disabled)
-        self.allow = None if allow is None else frozenset(allow)
+        self.disabled: frozenset[str] = frozenset(disabled)
+        self.allow: frozenset[str] | None = None if allow is None else frozenset(allow)
         self._found: dict[str, tuple[tuple[PluginInfo, EntryPoint], ...]] = {}
         self._loaded: dict[tuple[str, str], type[Any]] = {}
 

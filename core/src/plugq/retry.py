@@ -44,8 +44,10 @@ class RetryTerms(msgspec.Struct, frozen=True, array_like=True):
         elif self.backoff == "linear":
             delay = self.base * attempt
         else:
-            # A float power overflows long before an attempt number does.
-            delay = self.base * self.factor ** min(attempt - 1, 64)
+            try:
+                delay = self.base * self.factor ** (attempt - 1)
+            except OverflowError:
+                delay = self.max_delay
         return min(delay, self.max_delay) * (1 - self.jitter * draw())
 
 

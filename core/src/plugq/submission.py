@@ -16,6 +16,7 @@ from plugq.options import BUILT_IN, SubmitOptions
 from plugq.protocols.serde import Serde, SerdeContext
 from plugq.protocols.storage import NewJob, UniqueKey
 from plugq.retry import RetryTerms
+from plugq.task import ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,9 +30,6 @@ class OptionTables(msgspec.Struct, frozen=True, kw_only=True):
     tasks: dict[str, SubmitOptions] = {}
     queues: dict[str, SubmitOptions] = {}
     defaults: SubmitOptions = SubmitOptions()
-
-
-LONGEST_LANE = 1024
 
 
 class SizeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +65,7 @@ class Submitter:
         self._tables = tables
         self._serde = serde
         self._limits = limits
-        self._plain: dict[tuple[str, int], _Resolved] = {}
+        self._plain: dict[str, tuple[Task[Any, Any] | None, _Resolved]] = {}
 
     def prepare(
         self,
@@ -116,13 +114,12 @@ class Submitter:
 
     def _resolve(self, request: JobRequest[Any], layer: SubmitOptions) -> _Resolved:
         # Most submissions set nothing of their own: one look-up serves them.
-        key = (request.task_name, id(request.task))
         if layer == _EMPTY:
-            plain = self._plain.get(key)
-            if plain is None:
+            known = self._plain.get(request.task_name)
+            if known is None or known[0] is not request.task:
                 plain = _merge(self._tables, request.task_name, request.task, layer)
-                self._plain[key] = plain
-            return plain
+                known = self._plain[request.task_name] = (request.task, plain)
+            return known[1]
         return _merge(self._tables, request.task_name, request.task, layer)
 
     def _encode(self, request: JobRequest[Any], resolved: _Resolved, id: str) -> bytes:
@@ -136,7 +133,7 @@ class Submitter:
             raise PayloadTooLarge(
                 f"the arguments of {request.task_name!r} have {len(arguments):,} bytes, and the "
                 f"limit is {self._limits.payload:,}; store them elsewhere and pass a reference, "
-                "or raise broker.payload_limit",
+                "or raise broker.max_payload",
                 size=len(arguments),
                 limit=self._limits.payload,
             )
@@ -171,11 +168,10 @@ class Submitter:
         if table is not None and table.lane is not msgspec.UNSET:
             return resolved.lane
         lane = _evaluate(task.lane, "lane", request)
-        if lane is not None and not (
-            isinstance(lane, str) and 1 <= len(lane.encode()) <= LONGEST_LANE
-        ):
+        if lane is not None and not isinstance(lane, str):
             raise InvalidJob(f"lane: the function of {task.name!r} gave {lane!r}, expected text")
-        return lane
+        checked: str | None = _evaluated("lane", lane)
+        return checked
 
     def _unique(self, request: JobRequest[Any], asked: Unique | None) -> UniqueKey | None:
         task = request.task
@@ -186,6 +182,8 @@ class Submitter:
                 if task.unique is None
                 else _evaluate(task.unique, "unique", request)
             )
+            if unique is not None and task.unique is not None:
+                unique = _evaluated("unique", unique)
         if unique is None:
             return None
         key = unique.key if unique.key is not None else _fingerprint(request)
@@ -228,6 +226,12 @@ def _evaluate(function: Any, option: str, request: JobRequest[Any]) -> Any:
     except Exception as error:
         message = f"{option}: the function of {request.task_name!r} failed: {error}"
         raise InvalidJob(message) from error
+
+
+def _evaluated(option: str, value: Any) -> Any:
+    """Return what the function of a task gave, checked as what a caller gives."""
+    asked = ask({option: value})
+    return asked.unique if option == "unique" else asked.layer.lane
 
 
 def _fingerprint(request: JobRequest[Any]) -> str:

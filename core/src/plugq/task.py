@@ -264,6 +264,12 @@ def _headers(value: Any) -> tuple[str, Any]:
         isinstance(part, str) for item in value.items() for part in item
     ):
         raise InvalidJob(f"headers: expected a mapping of text to text, got {value!r}")
+    for item in value.items():
+        for part in item:
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidJob(f"headers: {part!r} can not be written as UTF-8") from error
     return "headers", dict(value)
 
 
@@ -300,11 +306,11 @@ class JobRequest(Generic[R_co]):
         task: Task[Any, R_co] | None = None,
         asked: Asked = NOTHING,
     ) -> None:
-        self.task_name = task_name
-        self.args = args
-        self.kwargs = kwargs
-        self.task = task
-        self.asked = asked
+        self.task_name: str = task_name
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.task: Task[Any, R_co] | None = task
+        self.asked: Asked = asked
 
     def options(self, **options: Unpack[RequestOptions]) -> JobRequest[R_co]:
         """Return this request with options of its own, over those it already has.
@@ -532,7 +538,7 @@ class Tasks:
     """
 
     def __init__(self, *, include: Sequence[str] = ()) -> None:
-        self.include = tuple(include)
+        self.include: tuple[str, ...] = tuple(include)
         self._tasks: dict[str, Task[Any, Any]] = {}
 
     # A coroutine function is a function too: the first that fits counts, as mypy's error says.
@@ -597,6 +603,9 @@ class Tasks:
         options: dict[str, Any],
     ) -> Task[Any, Any]:
         name = function.__name__ if name is None else name
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            message = f"task {name!r} is a generator; a task returns its result as a whole"
+            raise ConfigError(message)
         lane = options.pop("lane", None) if callable(options.get("lane")) else None
         unique = options.pop("unique", None) if callable(options.get("unique")) else None
         given = {
@@ -606,7 +615,12 @@ class Tasks:
         }
         try:
             _bounded("task", name, 255)
+            for option in ("id", "run_at", "batch"):
+                if option in given:
+                    raise InvalidJob(f"{option}: belongs to one submission, not to a task")  # noqa: TRY301
             asked = ask(given)
+            if asked.deadline_at is not None:
+                raise InvalidJob("deadline: a task takes a duration, not a moment")  # noqa: TRY301
         except InvalidJob as error:
             message = f"task {name!r}: {error}"
             raise ConfigError(message) from error

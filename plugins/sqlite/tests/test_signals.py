@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -95,7 +98,7 @@ def test_a_folder_that_others_may_enter_is_not_used(
     open_folder = tmp_path / f"plugq-{os.getuid()}"
     open_folder.mkdir()
     open_folder.chmod(0o755)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert runtime_folder() != open_folder
     open_folder.chmod(0o700)
     assert runtime_folder() == open_folder
@@ -106,14 +109,14 @@ def test_a_folder_with_a_long_path_is_not_used(
 ) -> None:
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
     assert deep not in runtime_folder().parents
 
 
 def test_sockets_of_dead_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = runtime_folder()
     paths = {name: folder / f"{name}.s" for name in ("dead", "young", "alive")}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alive:
@@ -143,36 +146,99 @@ def test_long_lists_travel_in_pieces_and_very_long_ones_as_a_resync() -> None:
     assert decoded(packet) == [Resync()]
 
 
-def test_a_full_buffer_counts_as_sent_and_a_dead_socket_does_not(receiver: socket.socket) -> None:
+def fill(postman: Postman, address: str, notice: Notice) -> int:
+    """Send until the buffer is full, and return how many notices that took."""
+    for count in itertools.count(1):
+        if postman.send(address, [notice]) is Delivery.FULL:
+            return count
+    raise AssertionError
+
+
+def drain(receiver: socket.socket) -> list[object]:
+    """Return what the buffer holds."""
+    receiver.setblocking(False)
+    notices: list[object] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            notices += decoded(receiver.recv(65_536))
+    return notices
+
+
+def test_what_a_full_buffer_does_not_take_follows_in_order(receiver: socket.socket) -> None:
     postman = Postman()
     address = receiver.getsockname()
-    sent = [postman.send(address, [Wake()]) for _ in range(2_000)]
-    assert sent[0] is Delivery.SENT
-    assert sent[-1] is Delivery.FULL
+    sent = fill(postman, address, Wake())
+    tail = [Finished((JobRef("q", str(number)),)) for number in range(5)]
+    assert {postman.send(address, [notice]) for notice in tail} == {Delivery.FULL}
+    received = drain(receiver)
+    while postman.waiting:
+        postman.retry()
+        received += drain(receiver)
+    assert received == [Wake()] * sent + tail
+    postman.close()
+
+
+def test_a_receiver_that_leaves_too_much_is_told_to_resync(receiver: socket.socket) -> None:
+    postman = Postman()
+    address = receiver.getsockname()
+    sent = fill(postman, address, Wake())
+    for _ in range(64):
+        assert postman.send(address, [Wake()]) is Delivery.FULL
+    received = drain(receiver)
+    postman.retry()
+    received += drain(receiver)
+    assert received == [Wake()] * (sent - 1) + [Resync()]
+    assert not postman.waiting
+    postman.close()
+
+
+def test_a_socket_that_is_closed_or_gone_is_dead(receiver: socket.socket) -> None:
+    postman = Postman()
+    address = receiver.getsockname()
+    fill(postman, address, Wake())
     receiver.close()
+    postman.retry()
+    assert not postman.waiting
     assert postman.send(address, [Wake()]) is Delivery.DEAD
     Path(address).unlink()
     assert postman.send(address, [Wake()]) is Delivery.DEAD
     postman.close()
 
 
-async def test_a_peer_whose_buffer_was_full_is_told_to_resync(
+async def test_a_slow_peer_gets_everything_in_the_end(
     open_store: OpenStore, new_job: NewJobs, receiver: socket.socket
 ) -> None:
     async with open_store() as storage:
         address = receiver.getsockname()
         await storage._writer.call(lambda tx: tx.know_peer("slow", address))
-        for number in range(2_000):
-            ref = JobRef("q", f"id-{number}")
-            await storage.submit([new_job(ref.id, origin="slow")])
-            await storage.edit(Cancel(refs=(ref,)))
-            if storage._writer._unsynced:
-                break
+        refs: list[JobRef] = []
+        while not storage._writer._postman.waiting:
+            refs.append(JobRef("q", f"id-{len(refs)}"))
+            await storage.submit([new_job(refs[-1].id, origin="slow")])
+            await storage.edit(Cancel(refs=(refs[-1],)))
         loop = asyncio.get_running_loop()
-        while True:
+        received: list[JobRef] = []
+        while len(received) < len(refs):
             data = await loop.run_in_executor(None, receiver.recv, 65_536)
-            if decoded(data) == [Resync()]:
-                return
+            received += [
+                ref
+                for notice in decoded(data)
+                if isinstance(notice, Finished)
+                for ref in notice.refs
+            ]
+        assert received == refs
+
+
+async def test_a_peer_that_was_taken_for_dead_is_known_again(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims
+) -> None:
+    async with open_store() as storage:
+        notices = storage.watch("p")
+        await anext(notices)
+        await storage._writer.call(lambda tx: tx.forget_peer("p", notices.address))
+        await storage.claim(claim(1, peer="p"))
+        await storage.submit([new_job()])
+        assert await anext(notices) == Wake()
 
 
 async def test_references_that_nobody_fetches_become_a_resync(open_store: OpenStore) -> None:

@@ -116,6 +116,16 @@ def test_after_a_short_answer_the_next_claim_waits_without_asking() -> None:
     assert one.handle(Asked(1, request(), until=60), 0) == [Timer(10)]
 
 
+def test_a_short_answer_from_before_a_wake_up_says_nothing() -> None:
+    one = dispatch()
+    for event in (Woken(), Due(5)):
+        since = one.changes
+        one.handle(event, 0)
+        one.handle(Short(("q",), None, since), 0)
+        assert Probe(1, request()) in one.handle(Asked(1, request(), until=60), 0)
+        one.handle(Answered(1, leases(1)), 0)
+
+
 def test_after_a_short_answer_the_next_claim_still_notices_a_due_job() -> None:
     one = dispatch()
     one.handle(Short(("q",), next_in=2), 0)

@@ -197,8 +197,16 @@ def test_variables_that_mean_something_else_are_left_alone() -> None:
             ["PLUGQ_NAMESPCE: unknown variable, did you mean PLUGQ_NAMESPACE?"],
         ),
         ("PLUGQ_CONFG", "x", ["PLUGQ_CONFG: unknown variable, did you mean PLUGQ_CONFIG?"]),
-        ("PLUGQ_STORGE__PATH", "x", ["storge: unknown option, did you mean 'storage'?"]),
-        ("PLUGQ_WORKER__GRCE", "1", ["worker.grce: unknown option, did you mean 'grace'?"]),
+        (
+            "PLUGQ_STORGE__PATH",
+            "x",
+            ["storge: unknown option, did you mean 'storage'? (from PLUGQ_STORGE__PATH)"],
+        ),
+        (
+            "PLUGQ_WORKER__GRCE",
+            "1",
+            ["worker.grce: unknown option, did you mean 'grace'? (from PLUGQ_WORKER__GRCE)"],
+        ),
         (
             "PLUGQ_WORKER____GRACE",
             "1",

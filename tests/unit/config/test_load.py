@@ -322,12 +322,10 @@ def test_what_this_version_can_not_carry_out() -> None:
         {
             "transport": {"use": "zmq"},
             "queues": {"a.b": {"limits": [{"use": "rate", "limit": 3, "per": "1s"}]}, "c": {}},
-            "schedules": {"nightly": {"task": "t", "cron": "0 3 * * *"}},
         }
     )
     assert config.unsupported == (
         "transport: transports are not supported by this version yet",
-        "schedules: schedules are not supported by this version yet",
         'queues."a.b".limits: limits are not supported by this version yet',
     )
     with pytest.raises(ConfigError, match=r"^transport: transports are not supported by this"):

@@ -15,7 +15,7 @@ _clock_is_a_clock: type[Clock] = ManualClock
 
 
 async def until_sleeping(clock: ManualClock, count: int) -> None:
-    while clock.sleeping < count:  # noqa: ASYNC110 - the sleeper may be in another thread
+    while clock.sleeping < count:
         await asyncio.sleep(0)
 
 

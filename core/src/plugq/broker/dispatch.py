@@ -56,10 +56,15 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """A claim that did not wait here came back short, so this broker is registered as idle."""
+    """A claim that did not wait here came back short, so this broker is registered as idle.
+
+    ``since`` is what ``Dispatch.changes`` was when the claim was sent; with another number now the
+    answer may be from before a wake-up and says nothing.
+    """
 
     queues: tuple[str, ...]
     next_in: float | None
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class Dispatch:
         #: Queues for which the storage knows this broker as idle → when their next job is due.
         self._idle: dict[tuple[str, ...], float] = {}
         self._timer: float | None = None
+        self._changes = 0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Return what is to be done now that ``event`` has happened."""
@@ -157,8 +163,8 @@ class Dispatch:
                 self._probe_next(actions)
             case Gone(key):
                 self._gone(key)
-            case Short(queues, next_in):
-                self._idle[queues] = inf if next_in is None else now + next_in
+            case Short():
+                self._short(event, now)
             case Woken():
                 self._woken(actions)
             case Due(delay):
@@ -172,6 +178,11 @@ class Dispatch:
     def waiting(self) -> int:
         """How many claims wait."""
         return len(self._claims)
+
+    @property
+    def changes(self) -> int:
+        """How often there may have come something to claim, so far."""
+        return self._changes
 
     def _asked(self, event: Asked, now: float, actions: list[Action]) -> None:
         claim = self._claims[event.key] = _Claim(event.request, event.until)
@@ -225,7 +236,12 @@ class Dispatch:
         else:
             del self._claims[key]
 
+    def _short(self, event: Short, now: float) -> None:
+        if event.since == self._changes:
+            self._idle[event.queues] = inf if event.next_in is None else now + event.next_in
+
     def _woken(self, actions: list[Action]) -> None:
+        self._changes += 1
         self._idle.clear()
         for claim in self._claims.values():
             if claim.probing:
@@ -235,6 +251,7 @@ class Dispatch:
         self._probe_next(actions)
 
     def _due(self, at: float) -> None:
+        self._changes += 1
         for queues, due in self._idle.items():
             self._idle[queues] = min(due, at)
         for claim in self._claims.values():

@@ -29,6 +29,7 @@ from plugq.broker.dispatch import (
     Woken,
 )
 from plugq.broker.reports import Reports
+from plugq.broker.scheduler import Scheduler
 from plugq.broker.sweeper import Sweeper
 from plugq.errors import PlugqError, Unavailable
 from plugq.job import JobState, Outcome
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from plugq.broker.reports import Observer
+    from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.storage import (
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
         SubmitReply,
     )
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds after which a waiting claim asks again though nothing woke it, with and without
 #: wake-ups by the storage.
@@ -86,6 +88,7 @@ class LocalBroker(Lifecycle):
         patience: float = 12.0,
         deadline_grace: float = 30.0,
         settings: Sequence[QueueSettings] = (),
+        schedules: Sequence[Schedule] = (),
         observer: Observer | None = None,
     ) -> None:
         super().__init__()
@@ -106,6 +109,17 @@ class LocalBroker(Lifecycle):
                 report=self._reports.changed,
             )
             if maintain
+            else None
+        )
+        self._scheduler = (
+            Scheduler(
+                storage,
+                clock,
+                schedules,
+                active=lambda: self._sweeper is not None and self._sweeper.elected,
+                ticked=self._reports.ticked,
+            )
+            if maintain and schedules
             else None
         )
         self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
@@ -138,6 +152,8 @@ class LocalBroker(Lifecycle):
                 await watching.wait()
         if self._sweeper is not None:
             self._supervisor.run("sweep", self._sweeper.run)
+        if self._scheduler is not None:
+            self._supervisor.run("schedule", self._scheduler.run)
 
     async def _stop(self) -> None:
         for key in list(self._replies):
@@ -196,6 +212,7 @@ class LocalBroker(Lifecycle):
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts and claim, in one step, what is ready now."""
+        changes = self._dispatch.changes
         replies, claimed = await self._storage.settle(settlements, claim)
         self._reports.settled(settlements, replies)
         delays = [
@@ -205,7 +222,7 @@ class LocalBroker(Lifecycle):
         ]
         if claim is not None and claimed is not None:
             if len(claimed.leases) < claim.limit:
-                self._handle(Short(claim.queues, claimed.next_in))
+                self._handle(Short(claim.queues, claimed.next_in, changes))
             self._reports.started(claimed.leases, claim.worker)
         if delays:
             self._handle(Due(min(delays)))
@@ -269,6 +286,7 @@ class LocalBroker(Lifecycle):
             "waiting_claims": self._dispatch.waiting,
             "loops": self._supervisor.state(),
             "sweeper": None if self._sweeper is None else self._sweeper.state(),
+            "schedules": {} if self._scheduler is None else self._scheduler.state(),
         }
 
     async def _watch(self, watching: asyncio.Event) -> None:

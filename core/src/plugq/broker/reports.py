@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from plugq.events import EventKind, JobEvent
 from plugq.job import Event, JobState, Outcome
 from plugq.protocols.storage import Cancel, EditStatus, Pause, Purge, Resume, SubmitStatus
@@ -14,6 +16,7 @@ from plugq.protocols.storage import Cancel, EditStatus, Pause, Purge, Resume, Su
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.protocols.storage import (
         Change,
@@ -99,6 +102,13 @@ class Reports:
                     for lease in leases
                 ],
             )
+
+    def ticked(self, schedule: Schedule, job: NewJob) -> None:
+        """Tell that a schedule has submitted a job."""
+        kind = EventKind.TICK
+        if self._listens(kind):
+            event = self._event(kind, job.queue, job.id, job.task)
+            self._emit(kind, [msgspec.structs.replace(event, schedule=schedule.name)])
 
     def settled(
         self,

@@ -73,6 +73,11 @@ class Sweeper:
             change = RegisterChange(key=OFFICE, expect=self._version, value=None)
             await self._storage.swap([change])
 
+    @property
+    def elected(self) -> bool:
+        """Whether this process has the office."""
+        return self._elected
+
     def state(self) -> dict[str, Any]:
         """Return whether this process sweeps, and how often it has."""
         return {"elected": self._elected, "rounds": self._rounds}

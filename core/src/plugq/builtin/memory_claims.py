@@ -23,12 +23,12 @@ class Claim:
     __slots__ = ("due", "granted", "live", "number", "peer", "worker")
 
     def __init__(self, worker: Worker, number: int, peer: str, due: float) -> None:
-        self.worker = worker
-        self.number = number
-        self.peer = peer
+        self.worker: Worker = worker
+        self.number: int = number
+        self.peer: str = peer
         self.granted: list[Record] = []
-        self.live = 0
-        self.due = due
+        self.live: int = 0
+        self.due: float = due
 
     def grant(self, record: Record, until: float) -> None:
         """Give the lease of a record to this claim's worker."""
@@ -57,7 +57,7 @@ class Worker:
     __slots__ = ("claims", "live", "name")
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.claims: dict[int, Claim] = {}
         self.live: dict[int, Claim] = {}
 

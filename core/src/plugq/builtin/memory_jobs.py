@@ -44,10 +44,10 @@ class JobTable:
         self.signals = signals
         self.queues: dict[str, Queue] = {}
         self.by_sequence: list[Record] = []
-        self.claims = ClaimBook()
-        self.overdue = Agenda()
-        self.running_overdue = Agenda()
-        self.expiry = Agenda()
+        self.claims: ClaimBook = ClaimBook()
+        self.overdue: Agenda = Agenda()
+        self.running_overdue: Agenda = Agenda()
+        self.expiry: Agenda = Agenda()
         self._throttles: list[tuple[float, int, Queue, str]] = []
         self._last_sequence = 0
         self._moves = 0

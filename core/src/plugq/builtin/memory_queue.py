@@ -32,9 +32,9 @@ class Lane:
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
-        self.limit = _SMALLEST_HEAP
+        self.limit: int = _SMALLEST_HEAP
         self.head: Record | None = None
-        self.running = 0
+        self.running: int = 0
 
     def add(self, record: Record) -> None:
         """Enter a record that has just become queued."""
@@ -55,8 +55,8 @@ class Key:
     __slots__ = ("holder", "until")
 
     def __init__(self, holder: Record, until: float | None) -> None:
-        self.holder = holder
-        self.until = until
+        self.holder: Record = holder
+        self.until: float | None = until
 
 
 class Queue:
@@ -86,19 +86,19 @@ class Queue:
     )
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.jobs: dict[str, Record] = {}
         self.tallies: dict[str, Tally] = {}
         self.keys: dict[str, Key] = {}
         self.lanes: dict[str, Lane] = {}
-        self.delayed = Agenda()
+        self.delayed: Agenda = Agenda()
         self.settings: QueueSettings | None = None
-        self.paused = False
-        self.token = 0
-        self.running = 0
-        self.waiting = 0
-        self.ready = 0
-        self.fresh = 0
+        self.paused: bool = False
+        self.token: int = 0
+        self.running: int = 0
+        self.waiting: int = 0
+        self.ready: int = 0
+        self.fresh: int = 0
         self._entries: list[_Entry] = []
         self._limit = _SMALLEST_HEAP
         self._tickets = 0

@@ -63,35 +63,35 @@ class Record:
     )
 
     def __init__(self, job: NewJob, queue: Queue, sequence: int, generation: int) -> None:
-        self.job = job
-        self.queue = queue
-        self.tally = queue.tally(job.task)
-        self.sequence = sequence
-        self.generation = generation
-        self.order = -job.priority
-        self.state = JobState.QUEUED
-        self.move = 0
-        self.place = 0
-        self.attempt = 0
-        self.crashes = 0
-        self.token = 0
-        self.worker = ""
+        self.job: NewJob = job
+        self.queue: Queue = queue
+        self.tally: Tally = queue.tally(job.task)
+        self.sequence: int = sequence
+        self.generation: int = generation
+        self.order: int = -job.priority
+        self.state: JobState = JobState.QUEUED
+        self.move: int = 0
+        self.place: int = 0
+        self.attempt: int = 0
+        self.crashes: int = 0
+        self.token: int = 0
+        self.worker: str = ""
         self.claim: Claim | None = None
-        self.submitted_at = 0.0
-        self.ready_at = 0.0
+        self.submitted_at: float = 0.0
+        self.ready_at: float = 0.0
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.expires_at: float | None = None
         self.value_until: float | None = None
         self.deadline_at: float | None = None
-        self.lease_until = 0.0
-        self.cancel_requested = False
+        self.lease_until: float = 0.0
+        self.cancel_requested: bool = False
         self.progress: Progress | None = None
-        self.code = ""
+        self.code: str = ""
         self.history: tuple[AttemptRecord, ...] = ()
         self.result: bytes | None = None
-        self.unknown = 0
-        self.unknown_since = 0.0
+        self.unknown: int = 0
+        self.unknown_since: float = 0.0
 
     def overdue(self, now: float) -> bool:
         """Return whether it still waits although its deadline has passed."""
@@ -124,10 +124,10 @@ class Tally:
     __slots__ = ("counts", "queue", "task", "totals")
 
     def __init__(self, queue: str, task: str) -> None:
-        self.queue = queue
-        self.task = task
+        self.queue: str = queue
+        self.task: str = task
         self.counts: dict[str, int] = dict.fromkeys(JobState, 0)
-        self.totals = dict.fromkeys(
+        self.totals: dict[str, int] = dict.fromkeys(
             (
                 "accepted",
                 "started",

@@ -16,6 +16,7 @@ COMMANDS = {
     "worker": "plugq.cli.worker",
     "jobs": "plugq.cli.jobs",
     "queues": "plugq.cli.queues",
+    "schedules": "plugq.cli.schedules",
     "stats": "plugq.cli.queues",
     "check": "plugq.cli.check",
     "config": "plugq.cli.config",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from plugq.assembly import Assembly
+from plugq.assembly import Assembly, planned
 from plugq.cli.deployment import (
     config_option,
     describe_storage,
@@ -20,10 +21,12 @@ from plugq.cli.deployment import (
 from plugq.cli.failure import MISTAKE, log_to_stderr
 from plugq.cli.output import note, print_json, safe, say
 from plugq.config import find_file, find_problems, load_config
+from plugq.config.environment import PREFIX
 from plugq.errors import ConfigError, PluginError, PlugqError
 from plugq.fields import join, suggestion
 from plugq.registry import Registry
 from plugq.submission import OptionTables, queues_of
+from plugq.task import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,7 +69,12 @@ def _loadable(file: str | None) -> Config | None:
         table = tomllib.loads(path.read_text("utf-8-sig"))
         bad = {line.partition(":")[0].partition(".")[0] for line in find_problems(file)}
         rest = {key: value for key, value in table.items() if key not in bad}
-        return load_config(rest, cwd=path.absolute().parent)
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name.removeprefix(PREFIX).partition("__")[0].lower() not in bad
+        }
+        return load_config(rest, environ=environ, cwd=path.absolute().parent)
     except (OSError, ValueError):
         return None
 
@@ -78,11 +86,16 @@ def _problems(config: Config, *, with_app: bool) -> Iterator[str]:
     yield from plugins
     if with_app and config.app is not None:
         try:
-            tasks = import_app(config).tasks
+            app = import_app(config)
         except ConfigError as error:
             yield str(error)
         else:
-            yield from _name_problems(config, tasks)
+            yield from _name_problems(config, app.tasks)
+            yield from _schedule_problems(config, app)
+    else:
+        if with_app:
+            note("plugq: note: no application is named, without which there is no `plugq worker`")
+        yield from _schedule_problems(config, Tasks())
     if not plugins and not config.unsupported:
         yield from _storage_problems(config)
 
@@ -129,6 +142,13 @@ def _name_problems(config: Config, tasks: Mapping[str, Task[Any, Any]]) -> Itera
         queue = queues_of({name: task}, plain)[0]
         if queue not in served:
             note(f"plugq: note: [worker] queues leaves out {safe(queue)}, where {safe(name)} goes")
+
+
+def _schedule_problems(config: Config, app: Tasks) -> Iterator[str]:
+    try:
+        planned(config, app)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _storage_problems(config: Config) -> Iterator[str]:

@@ -14,7 +14,7 @@ def config() -> None:
     """Look at the configuration."""
 
 
-@config.command()
+@config.command(short_help="Print the configuration in force.")
 @config_option
 @json_option
 def show(*, file: str | None, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from plugq.assembly import App
 #: Bytes that are read at a time.
 CHUNK = 256 * 1024
 
-app = App()
+app: App = App()
 
 
 @app.task("plugq.demo.digest", queue="demo")

@@ -274,8 +274,9 @@ class Run:
             await asyncio.sleep(NEXT_TRY)
 
     async def _held(self, worker: str) -> frozenset[str]:
+        # A lease names its worker with what tells one start of it from the next.
         running = self._pages(state=JobState.RUNNING)
-        return frozenset([job.id async for job in running if job.worker == worker])
+        return frozenset([job.id async for job in running if job.worker.startswith(f"{worker}-")])
 
     async def _reached(self, number: int) -> None:
         while self._ended < number:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,26 +20,28 @@ from plugq.errors import ConfigError
 from plugq.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from plugq.assembly import App
     from plugq.client import Client
     from plugq.config import Config
 
 T = TypeVar("T")
+#: What click makes of an option or argument: a decorator that keeps its function.
+Decorates = Callable[[Callable[..., Any]], Callable[..., Any]]
 #: Options of storages that say where the jobs are, in the order in which they are looked for.
 _PLACES = ("path", "url", "dsn", "endpoint")
 #: Tasks and queues that a line names before it only counts.
 _NAMED = 5
 
-config_option = click.option(
+config_option: Decorates = click.option(
     "-c",
     "--config",
     "file",
     metavar="FILE",
     help="The configuration. Without it: $PLUGQ_CONFIG, else plugq.toml here or in a folder above.",
 )
-json_option = click.option(
+json_option: Decorates = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
 )
 

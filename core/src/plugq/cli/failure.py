@@ -11,12 +11,19 @@ import logging
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from plugq.cli.output import note, safe, safe_lines
-from plugq.errors import ConfigError, InvalidJob, PayloadTooLarge, PluginError, PlugqError
+from plugq.errors import (
+    ConfigError,
+    InvalidJob,
+    PayloadError,
+    PluginError,
+    PlugqError,
+    Undecodable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +32,17 @@ FAILED = 1
 MISTAKE = 2
 INTERRUPTED = 130
 
+#: Raised by click 8.2 and later where a group is called without a command.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
 #: What the caller has to change, while the deployment is in order.
-_MISTAKES = (ConfigError, PluginError, InvalidJob, PayloadTooLarge)
+_MISTAKES = (ConfigError, PluginError, InvalidJob, PayloadError)
 
 
 def exit_code(error: PlugqError) -> int:
     """Return the exit code that an error stands for."""
-    return MISTAKE if isinstance(error, _MISTAKES) else FAILED
+    # What can not be decoded was there before the call.
+    mistake = isinstance(error, _MISTAKES) and not isinstance(error, Undecodable)
+    return MISTAKE if mistake else FAILED
 
 
 def debugging() -> bool:
@@ -44,9 +55,11 @@ def guarded(command: Callable[[], int | None]) -> int:
     _show_any_character()
     try:
         code = command() or 0
-        sys.stdout.flush()
+        stdout: TextIO | None = sys.stdout
+        if stdout is not None:
+            stdout.flush()
         return code
-    except click.exceptions.NoArgsIsHelpError as error:
+    except _HELP as error:
         error.show()
         return MISTAKE
     except click.UsageError as error:
@@ -65,7 +78,11 @@ def guarded(command: Callable[[], int | None]) -> int:
 
 
 def log_to_stderr(*, level: int = logging.WARNING, tracebacks: bool = False) -> None:
-    """Show what is logged as lines on standard error, unless somebody else has set up logging."""
+    """Show what is logged as lines on standard error, unless somebody else has set up logging.
+
+    Loops that stumble in the background show at level ``INFO`` only: whoever asks for less says
+    what came of it as the command's own error.
+    """
     root = logging.getLogger()
     ours = [handler for handler in root.handlers if isinstance(handler.formatter, _Lines)]
     if len(ours) != len(root.handlers):
@@ -74,8 +91,14 @@ def log_to_stderr(*, level: int = logging.WARNING, tracebacks: bool = False) -> 
         root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(tracebacks=tracebacks or debugging()))
+    if level > logging.INFO:
+        handler.addFilter(_not_of_loops)
     root.addHandler(handler)
     logging.getLogger("plugq").setLevel(level)
+
+
+def _not_of_loops(record: logging.LogRecord) -> bool:
+    return record.name != "plugq.lifecycle" or record.levelno > logging.WARNING
 
 
 class _Lines(logging.Formatter):
@@ -84,9 +107,15 @@ class _Lines(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        if not self._tracebacks and record.name.partition(".")[0] == "plugq":
-            record = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None})
-        return "\n".join(safe_lines(super().format(record)))
+        if record.name.partition(".")[0] != "plugq":
+            return "\n".join(safe_lines(super().format(record)))
+        # What a job or a plugin has said must not look like a line of its own.
+        changes: dict[str, object] = {"msg": " ".join(record.getMessage().split()), "args": None}
+        if not self._tracebacks:
+            changes |= {"exc_info": None, "exc_text": None}
+        return "\n  ".join(
+            safe_lines(super().format(logging.makeLogRecord(record.__dict__ | changes)))
+        )
 
 
 def _told(error: BaseException, message: str, code: int) -> int:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from plugq.cli.deployment import config_option, json_option, opened, read_config, run, with_client
+from plugq.cli.deployment import (
+    Decorates,
+    config_option,
+    json_option,
+    opened,
+    read_config,
+    run,
+    with_client,
+)
 from plugq.cli.failure import FAILED
 from plugq.cli.output import (
     moment,
@@ -36,10 +44,10 @@ _COLUMNS = ("state", "queue", "id", "task", "attempt", "submitted", "code", "err
 #: Seconds that the result of a job that has ended may take to come.
 _RESULT = 5.0
 
-queue_option = click.option(
+queue_option: Decorates = click.option(
     "-q", "--queue", help="The queue of the job; without it, all queues are looked through."
 )
-ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
+ids_argument: Decorates = click.argument("ids", metavar="ID...", nargs=-1, required=True)
 
 
 @click.group()
@@ -81,7 +89,7 @@ def list_(
         return
     print_table(_COLUMNS, map(_row, found))
     if more:
-        note(f"plugq: these are the newest {plural(limit, 'job')}; --limit shows more")
+        note(f"plugq: there are more than {plural(limit, 'job')}; --limit shows them")
 
 
 @jobs.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import msgspec
@@ -17,6 +17,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+#: Characters of an id that is not folded; those that plugq makes have 36.
+_ID = 40
 _ESCAPED_IN_JSON = re.compile(r"[^\x20-\x7e\n]")
 
 
@@ -58,7 +60,9 @@ def plural(number: int, one: str, many: str | None = None) -> str:
 
 def on_terminal() -> bool:
     """Return whether somebody reads what is printed as it comes."""
-    return sys.stdout.isatty()
+    # Python has no standard output where it was started with a closed one.
+    stdout: TextIO | None = sys.stdout
+    return stdout is not None and stdout.isatty()
 
 
 def say(line: str = "") -> None:
@@ -82,7 +86,8 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows below their titles: aligned on a terminal, separated by tabs elsewhere.
 
-    In a pipe each row is printed as soon as it comes.
+    In a pipe each row is printed as soon as it comes. A terminal that is too narrow gets only the
+    columns in which anything but zeros stands, and ids stay in one piece, to be copied.
     """
     if not on_terminal():
         click.echo("\t".join(title.upper() for title in columns))
@@ -92,12 +97,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
+    cells = [tuple(map(safe, row)) for row in rows]
+    shown = list(range(len(columns)))
+    if cells and _width(columns, cells) > _console().width:
+        shown = [at for at in shown if any(row[at] not in {"", "0"} for row in cells)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in columns:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(safe(cell)) for cell in row))
-    _print(table)
+    for at in shown:
+        whole = columns[at] == "id" and all(len(row[at]) <= _ID for row in cells)
+        table.add_column(columns[at], overflow="fold", no_wrap=whole)
+    for row in cells:
+        table.add_row(*(Text(row[at]) for at in shown))
+    _console().print(table)
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
@@ -107,10 +117,15 @@ def print_facts(facts: Mapping[str, object]) -> None:
         click.echo(f"{name:<{width}}  {safe(value)}".rstrip())
 
 
-def _print(renderable: Any) -> None:
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return how wide a table is without any folding, two spaces between its columns."""
+    return sum(2 + max(map(len, cells)) for cells in zip(columns, *rows, strict=True)) - 2
+
+
+def _console() -> Any:
     from rich.console import Console
 
-    Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(renderable)
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
 def _as_text(value: Any) -> str:

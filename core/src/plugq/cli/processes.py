@@ -150,13 +150,11 @@ class Processes:
     dying. One that refuses its configuration stops all of them.
     """
 
-    def __init__(self, command: Sequence[str], number: int, *, name: str | None = None) -> None:
+    def __init__(self, command: Sequence[str], number: int) -> None:
         self._command = command
         self._number = number
-        self._name = name
         self._stopping = asyncio.Event()
         self._running: dict[int, WorkerProcess] = {}
-        self._starts = 0
         self._restarts = 0
         self._code = 0
         self._signals = 0
@@ -242,12 +240,7 @@ class Processes:
         return code
 
     async def _start(self, at: int) -> WorkerProcess:
-        self._starts += 1
-        environ = {}
-        if self._name is not None:
-            # Leases and claims go by the id of the worker, so that no two may ever share one.
-            environ["PLUGQ_WORKER__ID"] = f"{self._name}-{at}.{self._starts}"
-        worker = await WorkerProcess.start(self._command, environ=environ)
+        worker = await WorkerProcess.start(self._command)
         self._running[at] = worker
         if self._stopping.is_set():
             worker.send(signal.SIGTERM)

@@ -13,8 +13,14 @@ from plugq.duration import seconds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    FloatType = click.ParamType[float]
+    DatetimeType = click.ParamType[datetime]
+else:
+    # Generic in the latest releases of click only.
+    FloatType = DatetimeType = click.ParamType
 
-class DurationType(click.ParamType[float]):
+
+class DurationType(FloatType):
     """A duration such as ``30s``, ``1h30m`` or a number of seconds; ``word`` stands for none."""
 
     name = "duration"
@@ -36,7 +42,7 @@ class DurationType(click.ParamType[float]):
             self.fail(f"{value!r} is no duration; write it like 30s, 5m or 1h30m", param, ctx)
 
 
-class MomentType(click.ParamType[datetime]):
+class MomentType(DatetimeType):
     """A moment as ISO 8601 writes it; without a zone it is in the time zone of this machine."""
 
     name = "time"

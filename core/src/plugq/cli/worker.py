@@ -16,6 +16,7 @@ from plugq.cli.deployment import config_option, describe, import_app, read_confi
 from plugq.cli.failure import log_to_stderr
 from plugq.cli.output import note, say
 from plugq.errors import ConfigError
+from plugq.task import check_queue
 from plugq.worker import loop_factory
 
 if TYPE_CHECKING:
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_option
-def dev(file: str | None) -> None:
+@click.option("--app", metavar="MODULE", help="The application, in place of the file's.")
+def dev(*, file: str | None, app: str | None) -> None:
     """Run jobs here until Ctrl-C, for development.
 
     One worker in one process; what fails is shown. In production run `plugq worker`.
     """
-    config = read_config(file)
+    config = read_config(file, app=app)
     log_to_stderr(level=logging.INFO, tracebacks=True)
-    app = import_app(config)
+    found = import_app(config)
     assembly = Assembly(config)
-    worker = Worker(app, assembly=assembly)
-    line = f"plugq dev · {describe(config, list(app.tasks), worker.queues)} · Ctrl-C stops"
+    worker = Worker(found, assembly=assembly)
+    line = f"plugq dev · {describe(config, list(found.tasks), worker.queues)} · Ctrl-C stops"
 
     def started() -> None:
         say(line)
@@ -85,6 +87,8 @@ def worker(
       plugq worker --queue email --queue default --concurrency 50 --processes 4
     """  # noqa: D301 - click wants the character itself
     config = read_config(file, app=app)
+    for queue in queues:
+        check_queue(queue)
     log_to_stderr(level=logging.INFO, tracebacks=True)
     assembly = Assembly(config)
     if assembly.private:
@@ -93,7 +97,7 @@ def worker(
         from plugq.cli.processes import Processes, worker_command
 
         command = worker_command(config, app=app, queues=queues, concurrency=concurrency)
-        code = asyncio.run(Processes(command, processes, name=config.worker.id).run())
+        code = asyncio.run(Processes(command, processes).run())
         raise click.exceptions.Exit(code)
     found = import_app(config)
     one = Worker(found, assembly=assembly, queues=queues or None, concurrency=concurrency)

@@ -21,6 +21,7 @@ from plugq.errors import (
     JobNotFound,
     JobSkipped,
     OutcomeUnknown,
+    PlugqError,
     QueueFull,
     ResultExpired,
     Unavailable,
@@ -109,7 +110,7 @@ class Client(Lifecycle):
         self._settings = settings or ClientSettings()
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.queues = Queues(self)
+        self.queues: Queues = Queues(self)
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -119,6 +120,25 @@ class Client(Lifecycle):
     async def __aexit__(self, *_: object) -> None:
         """Stop."""
         await self.stop()
+
+    async def start(self) -> None:
+        """Start on the running loop; a second call does nothing.
+
+        Raises:
+            Unavailable: it was started on another loop, or the storage can not be reached.
+            ConfigError: the storage can not be used.
+        """
+        self._check_loop()
+        await super().start()
+
+    async def stop(self) -> None:
+        """Stop and wait until nothing is left running; a second call does nothing.
+
+        Raises:
+            Unavailable: it was started on another loop, where it has to be stopped.
+        """
+        self._check_loop()
+        await super().stop()
 
     async def _start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -257,7 +277,7 @@ class Client(Lifecycle):
         """
         states = [] if state is None else [state] if isinstance(state, str) else list(state)
         query = FindQuery(
-            states=tuple(map(JobState, states)),
+            states=tuple(map(_state, states)),
             queue=queue,
             task=task,
             batch=batch,
@@ -372,12 +392,14 @@ class Client(Lifecycle):
         return await self._ask(lambda: self._broker.edit(edit))
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
         if not self.started or self._loop is None:
             raise Unavailable("the client is not started; use `async with client:` or start()")
-        if loop is not self._loop:
+        self._check_loop()
+        return self._loop
+
+    def _check_loop(self) -> None:
+        if self.started and asyncio.get_running_loop() is not self._loop:
             raise Unavailable("the client belongs to another event loop; make one for each loop")
-        return loop
 
     async def _record(self, id: str, queue: str | None, *, body: bool = False) -> JobRecord:
         check_id(id)
@@ -429,7 +451,7 @@ class Client(Lifecycle):
         limit = None if timeout is None else seconds(timeout, name="timeout")
         try:
             async with asyncio.timeout(limit):
-                record = await self._waiters.wait(handle.ref)
+                record = await self._waiters.wait(handle.ref, sequence=handle.sequence)
         except TimeoutError:
             raise await self._timed_out(handle, limit or 0.0) from None
         if record is None:
@@ -451,7 +473,7 @@ class Client(Lifecycle):
     async def _timed_out(self, handle: JobHandle[Any], limit: float) -> WaitTimeout:
         try:
             state = str((await self.get(handle.id, queue=handle.queue)).state)
-        except (Unavailable, JobNotFound):
+        except PlugqError:
             state = "of unknown state"
         return WaitTimeout(
             f"job {handle.id!r} in queue {handle.queue!r} is still {state} after {limit:g} s",
@@ -465,6 +487,14 @@ class Client(Lifecycle):
             raise Undecodable(f"no serde for {content_type!r} is installed here")
         context = SerdeContext(task=record.task, queue=record.queue, id=record.id)
         return serde.decode(data, context)
+
+
+def _state(name: JobState | str) -> JobState:
+    try:
+        return JobState(name)
+    except ValueError:
+        known = ", ".join(JobState)
+        raise InvalidJob(f"state: {name!r} is none; use one of {known}") from None
 
 
 def _refs(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:

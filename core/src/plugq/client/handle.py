@@ -36,10 +36,10 @@ class JobHandle(Generic[R_co]):
     ) -> None:
         self._client = client
         self._task = task
-        self.ref = ref
+        self.ref: JobRef = ref
         self.outcome = outcome
-        self.sequence = sequence
-        self.generation = generation
+        self.sequence: int = sequence
+        self.generation: int = generation
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
+from plugq.errors import Unavailable
 from plugq.lifecycle import Supervisor
 from plugq.protocols.storage import Finished, Resync
 
@@ -24,7 +25,7 @@ CHUNK = 1000
 #: Seconds until jobs are looked at again after a failure to; doubles up to the poll.
 FIRST_PAUSE = 0.05
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Waiters:
@@ -38,7 +39,8 @@ class Waiters:
         self._broker = broker
         self._clock = clock
         self._poll = poll
-        self._waiting: dict[JobRef, list[asyncio.Future[JobRecord | None]]] = {}
+        #: By job the waits for it, each with the sequence that it was submitted under, if known.
+        self._waiting: dict[JobRef, list[tuple[asyncio.Future[JobRecord | None], int]]] = {}
         self._due: dict[JobRef, None] = {}
         self._kick = asyncio.Event()
         self._supervisor = Supervisor(clock)
@@ -49,30 +51,36 @@ class Waiters:
         self._unsubscribe = self._broker.subscribe(self._noticed)
 
     async def stop(self) -> None:
-        """End every wait with a cancellation."""
+        """End every wait with ``Unavailable``."""
         if self._unsubscribe is not None:
             self._unsubscribe()
         await self._supervisor.stop()
-        for futures in self._waiting.values():
-            for future in futures:
-                future.cancel()
+        for waits in self._waiting.values():
+            for future, _ in waits:
+                if not future.done():
+                    future.set_exception(Unavailable("the client was stopped during the wait"))
         self._waiting.clear()
 
-    async def wait(self, ref: JobRef) -> JobRecord | None:
-        """Return the job once it is final, or ``None`` when there is no such job (any more)."""
+    async def wait(self, ref: JobRef, *, sequence: int = 0) -> JobRecord | None:
+        """Return the job once it is final, or ``None`` when there is no such job (any more).
+
+        With a ``sequence`` another job that has the id now is returned in whatever state it is:
+        the one that was waited for has ended.
+        """
         future: asyncio.Future[JobRecord | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(ref, []).append(future)
+        wait = (future, sequence)
+        self._waiting.setdefault(ref, []).append(wait)
         self._look([ref])
         self._supervisor.run("look", self._look_loop)
         self._supervisor.run("poll", self._poll_loop)
         try:
             return await future
         finally:
-            futures = self._waiting.get(ref)
-            if futures is not None:
+            waits = self._waiting.get(ref)
+            if waits is not None:
                 with contextlib.suppress(ValueError):
-                    futures.remove(future)
-                if not futures:
+                    waits.remove(wait)
+                if not waits:
                     del self._waiting[ref]
 
     def state(self) -> dict[str, Any]:
@@ -110,17 +118,23 @@ class Waiters:
                     continue
                 pause = FIRST_PAUSE
                 for ref, job in zip(refs, jobs, strict=True):
-                    if job is None or job.state.final:
-                        self._resolve(ref, job)
+                    self._resolve(ref, job)
 
     async def _poll_loop(self) -> None:
+        waited = 0.0
         while self._waiting:
-            await self._clock.sleep(max(self._poll, len(self._waiting) / CHUNK))
-            self._look(list(self._waiting))
+            # In steps: the many for whom a long pause was due may have gone meanwhile.
+            await self._clock.sleep(self._poll)
+            waited += self._poll
+            if waited * CHUNK >= len(self._waiting):
+                waited = 0.0
+                self._look(list(self._waiting))
 
     def _resolve(self, ref: JobRef, job: JobRecord | None) -> None:
-        for future in self._waiting.pop(ref, []):
-            if not future.done():
+        ended = job is None or job.state.final
+        for future, sequence in self._waiting.get(ref, ()):
+            gone = job is not None and sequence not in {0, job.sequence}
+            if (ended or gone) and not future.done():
                 future.set_result(job)
 
 

@@ -243,8 +243,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         lines = []
         if self.transport is not None:
             lines.append("transport: transports are not supported by this version yet")
-        if self.schedules:
-            lines.append("schedules: schedules are not supported by this version yet")
         for name, queue in self.queues.items():
             for key in ("limits", "lane_limits"):
                 if getattr(queue, key):

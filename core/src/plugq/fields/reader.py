@@ -44,7 +44,7 @@ class InvalidConfig(ConfigError):
     def __init__(self, problems: Sequence[str]) -> None:
         first, more = problems[0], len(problems) - 1
         super().__init__(f"{first} (and {more} more: run plugq check)" if more else first)
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
 
 
 class Reader:
@@ -117,7 +117,7 @@ class Reader:
                 self.report(path, f"expected text as a key, got {shown(key)}")
             elif key not in known:
                 complaint = refuse.get(key) or f"unknown option{suggestion(key, known)}"
-                self.report(join(path, key), complaint)
+                self.report(join(path, key), f"{complaint}{_named_by(values[key])}")
 
     def _refused(
         self, kind: type[msgspec.Struct], path: str, error: Exception, values: Mapping[str, Any]
@@ -303,6 +303,13 @@ class Reader:
         except (msgspec.ValidationError, TypeError):
             pass
         return self.report(path, f"expected {describe(kind, marks)}, got {shown(value, path)}")
+
+
+def _named_by(value: Any) -> str:
+    """Return the variable that a key was made from, if it is in no file."""
+    while isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
+    return f" (from {value.origin})" if isinstance(value, EnvText) and value.toml_first else ""
 
 
 def _shape(kind: Any) -> type:

@@ -1,6 +1,7 @@
 """The contracts between the core and its plugins."""
 
 from plugq.protocols.broker import Broker
+from plugq.protocols.limiter import MAX_STATE, Limiter, Step
 from plugq.protocols.plugin import API_VERSION, Capability, PluginClass, PluginContext
 from plugq.protocols.serde import Serde, SerdeContext
 from plugq.protocols.storage import (
@@ -53,6 +54,7 @@ from plugq.protocols.storage import (
 
 __all__ = [
     "API_VERSION",
+    "MAX_STATE",
     "Broker",
     "Cancel",
     "CancelAsked",
@@ -71,6 +73,7 @@ __all__ = [
     "JobStore",
     "Lease",
     "LeaseRef",
+    "Limiter",
     "Loaded",
     "NewJob",
     "Notice",
@@ -94,6 +97,7 @@ __all__ = [
     "Settlement",
     "Signals",
     "Stats",
+    "Step",
     "Storage",
     "SubmitReply",
     "SubmitStatus",

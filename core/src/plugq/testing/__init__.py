@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plugq.testing.clock import ManualClock
+    from plugq.testing.limiter import LimiterContract
     from plugq.testing.requirements import MissingCapability, requires
     from plugq.testing.storage import StorageContract
 
 _HOMES = {
+    "LimiterContract": "plugq.testing.limiter",
     "ManualClock": "plugq.testing.clock",
     "MissingCapability": "plugq.testing.requirements",
     "StorageContract": "plugq.testing.storage",
@@ -30,4 +32,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(home), name)
 
 
-__all__ = ["ManualClock", "MissingCapability", "StorageContract", "requires"]
+__all__ = ["LimiterContract", "ManualClock", "MissingCapability", "StorageContract", "requires"]

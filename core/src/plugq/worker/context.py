@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from plugq.errors import Fail
 from plugq.job import Progress
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from plugq.protocols.storage import Lease
 
 from plugq.duration import moment
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 CancelReason = Literal["cancel", "timeout", "deadline", "shutdown", "lease_lost"]
 
@@ -131,17 +136,32 @@ class JobContext:
 
         It travels with the next renewal or settlement.
         """
-        self._progress = Progress(
-            current=current,
-            total=total,
-            message=message,
-            details=details,
-        )
+        self._progress = _portable(current, total, message, details)
 
     def take_progress(self) -> Progress | None:
         """Return what the handler has said since this was asked last."""
         said, self._progress = self._progress, None
         return said
+
+    def keep_progress(self, said: Progress | None) -> None:
+        """Take back what could not be delivered, unless the handler has said something since."""
+        if self._progress is None:
+            self._progress = said
+
+
+def _portable(current: object, total: object, message: object, details: object) -> Progress | None:
+    """Return progress that every storage can keep, without details or at all where it can not.
+
+    What can not be written would hold up the renewals and settlements that it travels with.
+    """
+    for some in (details, None):
+        said = {"current": current, "total": total, "message": message, "details": some}
+        try:
+            # Written and read back: checked, and out of reach of whatever the handler does next.
+            return _progress.decode(msgspec.msgpack.encode(Progress(**said)))  # type: ignore[arg-type]
+        except Exception:
+            logger.warning("progress can not be kept: %r", said, exc_info=True)
+    return None
 
 
 class Cancelled(Fail):
@@ -151,6 +171,7 @@ class Cancelled(Fail):
         super().__init__(f"the handler was asked to stop: {reason}", code=reason)
 
 
+_progress = msgspec.msgpack.Decoder(Progress)
 _current: ContextVar[JobContext] = ContextVar("plugq_job")
 
 

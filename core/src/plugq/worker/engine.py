@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from plugq.worker.context import CancelReason
     from plugq.worker.runner import Handler, Runner
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds that a claim waits in the broker before it is asked anew.
 LONG_POLL = 60.0
@@ -52,6 +52,8 @@ BATCH = 500
 PAUSE, LONGEST_PAUSE = 0.05, 2.0
 #: An unknown task is tried again after 1 s, then 2 s, up to this.
 UNKNOWN_PAUSE = 60.0
+#: Timers that may be kept although what they were for has ended.
+MOST_TIMERS = 1000
 #: Seconds that handlers get to end after they were cancelled at shutdown.
 LAST_MOMENT = 1.0
 
@@ -117,6 +119,9 @@ class Engine(Lifecycle):
         self._running = 0
         self._numbers = itertools.count(1)
         self._acknowledged = 0
+        #: A claim was given up that may have been granted: the next renewal must say so.
+        self._unlisted = False
+        self._claim_error: str | None = None
         self._outbox: deque[tuple[Attempt, Settlement | None]] = deque()
         self._signalled = False
         self._kick = asyncio.Event()
@@ -143,10 +148,11 @@ class Engine(Lifecycle):
     async def _stop(self) -> None:
         """Finish within the grace, then cancel and release, then disconnect."""
         await self._drain()
-        await self._supervisor.stop()
-        await self._alarm.stop()
         if self._remove_listener is not None:
             self._remove_listener()
+        await self._supervisor.stop()
+        await self._alarm.stop()
+        await self._release_rest()
         await self._broker.stop()
 
     def scale(self, concurrency: int) -> None:
@@ -173,6 +179,7 @@ class Engine(Lifecycle):
             "running": self._running,
             "prefetched": len(self._prefetched),
             "leases": len(self._held),
+            "claim_error": self._claim_error,
             "loops": self._supervisor.state(),
             **self._counts,
         }
@@ -185,6 +192,8 @@ class Engine(Lifecycle):
         if self._active:
             self._stop_attempts([held for held in self._held.values() if held.attempt], "shutdown")
             await self._wait_idle(LAST_MOMENT)
+        # While settlements can not be delivered, what has finished since was not looked at.
+        self._collect()
         for held in self._held.values():
             if held.settlement is None and held.attempt is not None:
                 held.abandoned = True
@@ -194,6 +203,15 @@ class Engine(Lifecycle):
             async with asyncio.timeout(max(self._settings.lease / 2, 1.0)):
                 while self._held:
                     await self._next_turn()
+
+    async def _release_rest(self) -> None:
+        """Release what could not be settled, and what a lost reply granted."""
+        if not self._held and not self._unlisted:
+            return
+        with contextlib.suppress(PlugqError, TimeoutError):
+            async with asyncio.timeout(LAST_MOMENT):
+                holder = Holder(self._worker, self._acknowledged)
+                await self._broker.renew([], lease=self._settings.lease, holder=holder)
 
     def _give_back_prefetched(self) -> None:
         while self._prefetched:
@@ -266,7 +284,12 @@ class Engine(Lifecycle):
     async def _settle(self, batch: list[_Held]) -> None:
         claim = self._claim_request() if self._parked is None else None
         settlements = [held.settlement for held in batch if held.settlement is not None]
-        replies, claimed = await self._deliver(settlements, claim)
+        try:
+            replies, claimed = await self._deliver(settlements, claim)
+        except BaseException:
+            if claim is not None:
+                self._give_up(claim.number)
+            raise
         for held, reply in zip(batch, replies, strict=True):
             self._held.pop((held.lease.queue, held.lease.token), None)
             if reply.lost:
@@ -319,16 +342,27 @@ class Engine(Lifecycle):
         while True:
             try:
                 reply = await self._broker.claim(request, wait=LONG_POLL)
-            except PlugqError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the worker claims on
                 # The same number again: what a lost reply granted comes back with the next one.
+                self._claim_error = f"{type(error).__name__}: {error}"
                 logger.warning("no jobs can be claimed now: %s", error)
-                await self._clock.sleep(pause)
+                try:
+                    await self._clock.sleep(pause)
+                except asyncio.CancelledError:
+                    self._give_up(request.number)
+                    raise
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
+            self._claim_error = None
             self._granted(reply, request.number)
             self._parked = None
             self._kick.set()
             return
+
+    def _give_up(self, number: int) -> None:
+        """Ask no more for what a claim was granted; the next renewal gives it back."""
+        self._acknowledged = max(self._acknowledged, number)
+        self._unlisted = True
 
     def _granted(self, reply: ClaimReply, number: int) -> None:
         self._acknowledged = max(self._acknowledged, number)
@@ -336,6 +370,10 @@ class Engine(Lifecycle):
         now = self._clock.monotonic()
         for lease in reply.leases:
             held = self._held[lease.queue, lease.token] = _Held(lease)
+            if not self._claiming:
+                # Asked for before the worker began to stop.
+                held.settlement = released(lease)
+                continue
             handler = self._handlers.get(lease.task)
             if handler is None:
                 held.settlement = self._unknown(lease)
@@ -378,17 +416,21 @@ class Engine(Lifecycle):
     async def _renew_loop(self) -> None:
         while True:
             await self._clock.sleep(self._settings.renewal)
-            try:
-                await self._renew()
-            except PlugqError as error:
-                logger.warning("leases could not be renewed: %s", error)
-                await self._clock.sleep(min(self._settings.renewal / 4, LONGEST_PAUSE))
-                await self._renew()
+            while True:
+                try:
+                    await self._renew()
+                except PlugqError as error:
+                    # Soon again: the leases run out while the storage is away.
+                    logger.warning("leases could not be renewed: %s", error)
+                    await self._clock.sleep(min(self._settings.renewal / 4, LONGEST_PAUSE))
+                else:
+                    break
 
     async def _renew(self) -> None:
         held = list(self._held.values())
-        if not held:
+        if not held and not self._unlisted:
             return
+        attempts = [one.attempt for one in held]
         refs = [
             LeaseRef(
                 one.lease.queue,
@@ -399,7 +441,15 @@ class Engine(Lifecycle):
             for one in held
         ]
         holder = Holder(self._worker, self._acknowledged)
-        replies = await self._broker.renew(refs, lease=self._settings.lease, holder=holder)
+        self._unlisted = False
+        try:
+            replies = await self._broker.renew(refs, lease=self._settings.lease, holder=holder)
+        except BaseException:
+            self._unlisted = True
+            for attempt, ref in zip(attempts, refs, strict=True):
+                if attempt is not None:
+                    attempt.context.keep_progress(ref.progress)
+            raise
         lost, cancelled = [], []
         for one, reply in zip(held, replies, strict=True):
             if one.attempt is None:
@@ -442,6 +492,10 @@ class Engine(Lifecycle):
 
     def _set_timer(self, at: float, held: _Held, reason: CancelReason) -> None:
         key = (held.lease.queue, held.lease.token)
+        if len(self._timers) > 4 * len(self._held) + MOST_TIMERS:
+            # Those of jobs that ended long before their time.
+            self._timers = [timer for timer in self._timers if timer[2] in self._held]
+            heapq.heapify(self._timers)
         first = self._timers[0][0] if self._timers else None
         heapq.heappush(self._timers, (at, next(self._timer_order), key, reason))
         if first is None or at < first:
@@ -456,12 +510,9 @@ class Engine(Lifecycle):
             if held is None or held.attempt is None:
                 continue
             if held.stopping is None:
-                timeout = held.attempt.envelope.timeout
-                if reason == "timeout" and timeout is not None and not held.attempt.started:
-                    # It waits for a thread; its time has not begun.
-                    heapq.heappush(
-                        self._timers, (now + timeout, next(self._timer_order), key, reason)
-                    )
+                if reason == "timeout" and (at := _times_out(held.attempt, now)) > now:
+                    # It waits for a slot or a thread, or has done so: its time began later.
+                    heapq.heappush(self._timers, (at, next(self._timer_order), key, reason))
                     continue
                 stop.append((held, reason))
             elif held.stopping == reason:
@@ -482,6 +533,7 @@ class Engine(Lifecycle):
             self._settings.abandon_after,
             reason,
         )
+        self._runner.leave_behind(attempt)
         held.attempt = None
         held.abandoned = True
         self._active -= 1
@@ -496,6 +548,12 @@ class Engine(Lifecycle):
         else:
             held.settlement = settlement
         self._kick.set()
+
+
+def _times_out(attempt: Attempt, now: float) -> float:
+    """Return when the timeout of an attempt passes, at the earliest for one that waits."""
+    began = now if attempt.started_at is None else attempt.started_at
+    return began + (attempt.envelope.timeout or 0.0)
 
 
 def _with_progress(settlement: Settlement, attempt: Attempt) -> Settlement:

@@ -101,7 +101,7 @@ def raised(
             lease, Outcome.SKIP, code="skipped", error=_record(lease, error, "skipped")
         )
     if isinstance(error, Fail):
-        return failed(lease, error, code=error.code)
+        return failed(lease, error, code=_writable(str(error.code)))
     try:
         if isinstance(error, Snooze):
             return _signalled(lease, Outcome.SNOOZE, delay=seconds(error.delay))
@@ -166,9 +166,17 @@ def _record(lease: Lease, error: BaseException, code: str) -> AttemptRecord:
         attempt=lease.attempt,
         code=code,
         type=type(error).__qualname__,
-        message=message[:MESSAGE],
-        traceback=text[-TRACEBACK:],
+        message=_writable(message[:MESSAGE]),
+        traceback=_writable(text[-TRACEBACK:]),
     )
+
+
+def _writable(text: str) -> str:
+    """Return text that every storage can keep: what is no Unicode, as in some file names, escaped.
+
+    A settlement that can not be written would be repeated for ever and hold up all the others.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 __all__ = ["failed", "raised", "released", "stopped", "succeeded"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,14 +16,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from plugq.errors import InvalidJob, Undecodable
 from plugq.protocols.serde import SerdeContext
 from plugq.worker.context import CancelReason, JobContext, _current
-from plugq.worker.outcome import failed, raised, stopped, succeeded
+from plugq.worker.outcome import failed, raised, released, stopped, succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from plugq.clock import Clock
     from plugq.envelope import Envelope
     from plugq.protocols.serde import Serde
     from plugq.protocols.storage import Lease, Settlement
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+#: Seconds until a job is tried again for which there was no thread.
+NO_THREAD = 1.0
 
 
 class Handler(Protocol):
@@ -55,15 +62,16 @@ class Handler(Protocol):
 class Attempt:
     """One leased job on its way through a handler."""
 
-    __slots__ = ("context", "envelope", "handler", "lease", "reason", "started", "task")
+    __slots__ = ("context", "envelope", "handler", "lease", "reason", "started_at", "task")
 
     def __init__(self, lease: Lease, envelope: Envelope, handler: Handler) -> None:
-        self.lease = lease
-        self.envelope = envelope
-        self.handler = handler
-        self.context = JobContext(lease, envelope)
+        self.lease: Lease = lease
+        self.envelope: Envelope = envelope
+        self.handler: Handler = handler
+        self.context: JobContext = JobContext(lease, envelope)
         self.reason: CancelReason | None = None
-        self.started = False
+        #: When the handler began, by the clock's monotonic time.
+        self.started_at: float | None = None
         self.task: asyncio.Task[None] | None = None
 
     def stop(self, reason: CancelReason) -> None:
@@ -83,12 +91,14 @@ class Runner:
     def __init__(
         self,
         serdes: Mapping[str, Serde],
+        clock: Clock,
         *,
         threads: int,
         result_limit: int,
         finished: Callable[[Attempt, Settlement | None], None],
     ) -> None:
         self._serdes = serdes
+        self._clock = clock
         self._result_limit = result_limit
         self._finished = finished
         self._pool = ThreadPool(threads, self._run_in_thread)
@@ -108,8 +118,8 @@ class Runner:
         for attempt in attempts:
             if attempt.handler.is_async:
                 coroutines.append(attempt)
-            else:
-                self._pool.put(attempt)
+            elif not self._pool.put(attempt):
+                self._finished(attempt, released(attempt.lease, delay=NO_THREAD))
         if coroutines:
             self._hand_over(self._start, coroutines)
 
@@ -120,6 +130,10 @@ class Runner:
         running = [attempt for attempt in attempts if attempt.handler.is_async]
         if running:
             self._hand_over(_cancel, running)
+
+    def leave_behind(self, attempt: Attempt) -> None:
+        """Count no longer on the thread of a handler that does not stop; another may start."""
+        self._pool.leave_behind(attempt)
 
     def _hand_over(
         self, work: Callable[[Sequence[Attempt]], None], attempts: list[Attempt]
@@ -140,7 +154,7 @@ class Runner:
             attempt.task = loop.create_task(self._run(attempt))
 
     async def _run(self, attempt: Attempt) -> None:
-        attempt.started = True
+        attempt.started_at = self._clock.monotonic()
         if attempt.reason is not None:
             self._finish(attempt, asyncio.CancelledError())
             return
@@ -156,7 +170,7 @@ class Runner:
             self._succeed(attempt, value)
 
     def _run_in_thread(self, attempt: Attempt) -> None:
-        attempt.started = True
+        attempt.started_at = self._clock.monotonic()
         if attempt.reason is not None:
             self._finish(attempt, asyncio.CancelledError())
             return
@@ -202,7 +216,10 @@ class Runner:
         self._finished(attempt, settlement)
 
     def _finish(self, attempt: Attempt, error: BaseException) -> None:
-        settlement = raised(attempt.lease, attempt.envelope.retry, error, attempt.reason)
+        try:
+            settlement = raised(attempt.lease, attempt.envelope.retry, error, attempt.reason)
+        except Exception as broken:  # noqa: BLE001 - a user's exception may lack what its base has
+            settlement = failed(attempt.lease, broken)
         self._finished(attempt, settlement)
 
 
@@ -216,39 +233,75 @@ class ThreadPool:
     def __init__(self, most: int, run: Callable[[Attempt], None]) -> None:
         self._most = most
         self._run = run
-        self._line: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._line: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        #: Threads that serve the line, attempts in it or in a handler, and the latter alone.
         self._threads = 0
         self._busy = 0
+        self._inside: set[Attempt] = set()
 
-    def put(self, attempt: Attempt) -> None:
-        """Add an attempt to the line."""
+    def put(self, attempt: Attempt) -> bool:
+        """Add an attempt to the line; false when there is no thread and none can be had."""
         with self._lock:
             self._busy += 1
-            if self._busy > self._threads and self._threads < self._most:
-                self._threads += 1
-                threading.Thread(target=self._work, name="plugq-handler", daemon=True).start()
-        self._line.put(attempt)
+            self._hire()
+            if not self._threads:
+                self._busy -= 1
+                return False
+            self._line.put(attempt)
+            return True
+
+    def leave_behind(self, attempt: Attempt) -> None:
+        """Let another thread take the place of the one in which this attempt is stuck."""
+        with self._lock:
+            if attempt in self._inside:
+                self._inside.remove(attempt)
+                self._busy -= 1
+                self._threads -= 1
+                self._hire()
 
     def stop(self) -> None:
-        """Tell the threads to end when their line is empty."""
+        """Tell the threads to end when their line is empty; those inside a handler end after it."""
         with self._lock:
-            threads, self._threads = self._threads, 0
-        for _ in range(threads):
-            self._line.put(None)
+            for _ in range(self._threads):
+                self._line.put(None)
+            # A thread that is stuck must not count, nor take anything, after a new start.
+            self._begin()
 
-    def _work(self) -> None:
-        while (attempt := self._line.get()) is not None:
-            try:
-                self._run(attempt)
-            finally:
-                with self._lock:
-                    self._busy -= 1
+    def _hire(self) -> None:
+        if self._busy <= self._threads or self._threads >= self._most:
+            return
+        thread = threading.Thread(
+            target=self._work, args=(self._line,), name="plugq-handler", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            logger.warning("no thread for a handler: %s", error)
+        else:
+            self._threads += 1
+
+    def _work(self, line: queue.SimpleQueue[Attempt | None]) -> None:
+        while (attempt := line.get()) is not None:
+            with self._lock:
+                if line is self._line:
+                    self._inside.add(attempt)
+            self._run(attempt)
+            with self._lock:
+                if line is not self._line:
+                    continue
+                if attempt not in self._inside:
+                    return
+                self._inside.remove(attempt)
+                self._busy -= 1
 
 
 def _cancel(attempts: Sequence[Attempt]) -> None:
     for attempt in attempts:
-        if attempt.task is not None and attempt.started:
+        if attempt.task is not None and attempt.started_at is not None:
             attempt.task.cancel(attempt.reason)
 
 

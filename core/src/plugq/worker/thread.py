@@ -36,21 +36,28 @@ class LoopThread:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._halt: asyncio.Event | None = None
+        self._stop_asked = False
         self._ready: Future[None] = Future()
         self.ended: Future[None] = Future()
 
     async def start(self) -> None:
-        """Return once the service has started; raises what its start raises."""
+        """Return once the service has started; raises what its start raises.
+
+        When the caller is cancelled the service is stopped, and it is waited for.
+        """
         # Not joined at exit: a program that never stops its worker must still be able to end.
         threading.Thread(target=self._run, name=self._name, daemon=True).start()
         try:
-            await asyncio.wrap_future(self._ready)
+            await asyncio.shield(asyncio.wrap_future(self._ready))
         except asyncio.CancelledError:
-            self.request_stop()
+            with contextlib.suppress(Exception):
+                await self.stop()
             raise
 
     def request_stop(self) -> None:
         """Ask the service to stop; may be called from any thread and from a signal handler."""
+        # Before the look at the event: the thread makes that first and then looks here.
+        self._stop_asked = True
         loop, halt = self._loop, self._halt
         if loop is not None and halt is not None:
             with contextlib.suppress(RuntimeError):
@@ -81,6 +88,8 @@ class LoopThread:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._halt = asyncio.Event()
+        if self._stop_asked:
+            self._halt.set()
         service = self._make()
         await service.start()
         self._ready.set_result(None)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from plugq_sqlite._transaction import Transaction
 
 _FINISH = """
-    WITH s (seq, state, code, attempt, crashes, finished_at, expires_at, tidy_at, failures, progress,
-        result) AS (VALUES ?)
+    WITH s (seq, state, code, attempt, crashes, finished_at, expires_at, tidy_at, failures,
+        progress, result) AS (VALUES ?)
     UPDATE job SET state = s.state, code = s.code, attempt = s.attempt, crashes = s.crashes,
-        finished_at = s.finished_at,
-        expires_at = s.expires_at, tidy_at = s.tidy_at, failures = s.failures,
-        progress = coalesce(s.progress, job.progress), result = s.result, lease_until = NULL
+        finished_at = s.finished_at, expires_at = s.expires_at, tidy_at = s.tidy_at,
+        failures = s.failures, progress = coalesce(s.progress, job.progress), result = s.result,
+        lease_until = NULL
     FROM s WHERE job.seq = s.seq
 """
 _REQUEUE = """

@@ -16,6 +16,7 @@ import socket
 import stat
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ SUPPORTED = hasattr(socket, "AF_UNIX") and hasattr(os, "getuid")
 _VERSION = 1
 #: The longest datagram, and how many one flush sends to a peer; beyond that it is told to resync.
 _LONGEST, _MOST = 16_000, 8
+#: Datagrams kept for a peer whose buffer is full; beyond that it is told to resync.
+_MOST_KEPT = 64
 _BUFFER = 65_536
 #: References that nobody has fetched; beyond that many a watcher is told to resync.
 BACKLOG = 10_000
@@ -63,7 +66,7 @@ class Delivery(enum.Enum):
     """What became of a letter."""
 
     SENT = enum.auto()
-    #: The peer's buffer is full: it has something to wake up to, and must be told to resync.
+    #: The peer's buffer is full, so it has something to wake up to; the rest is kept for it.
     FULL = enum.auto()
     #: Nobody listens there any more.
     DEAD = enum.auto()
@@ -77,7 +80,8 @@ def runtime_folder() -> Path:
     Raises:
         Unavailable: there is none that only this user can enter.
     """
-    places = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]  # noqa: S108
+    # The runtime folder of a login comes second, for it goes when its user logs out.
+    places = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp"]  # noqa: S108
     uid = os.getuid()
     for place in places:
         folder = Path(place) / f"plugq-{uid}"
@@ -85,7 +89,7 @@ def runtime_folder() -> Path:
             _remove_stale(folder)
             return folder
     message = (
-        "no folder for wake-up sockets: let XDG_RUNTIME_DIR or TMPDIR name a folder with a short "
+        "no folder for wake-up sockets: let TMPDIR or XDG_RUNTIME_DIR name a folder with a short "
         "path that this user may write to"
     )
     raise Unavailable(message)
@@ -115,7 +119,7 @@ def _remove_stale(folder: Path) -> None:
 def _outcome(error: OSError) -> Delivery:
     if error.errno in {errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EPROTOTYPE}:
         return Delivery.DEAD
-    if error.errno in {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.EMSGSIZE}:
+    if error.errno in {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS}:
         return Delivery.FULL
     return Delivery.BARRED
 
@@ -132,30 +136,61 @@ def reachable(address: str) -> Delivery:
 
 
 class Postman:
-    """Sends notices from the writer's thread, without ever waiting for a receiver."""
+    """Sends notices from the writer's thread, without ever waiting for a receiver.
+
+    What a full buffer does not take is kept, in order, for :meth:`retry`; a peer that leaves too
+    much of it there is told to resync instead.
+    """
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
+        self._kept: dict[str, deque[bytes]] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is kept for a receiver."""
+        return bool(self._kept)
 
     def send(self, address: str, notices: Sequence[Notice]) -> Delivery:
-        """Send notices to one address."""
-        if not SUPPORTED:
-            return Delivery.BARRED
+        """Send notices to one address, after what is kept for it."""
+        queue = self._kept.setdefault(address, deque())
+        queue += packets(notices)
+        if len(queue) > _MOST_KEPT:
+            queue.clear()
+            queue += packets([Resync()])
+        return self._empty(address, queue)
+
+    def retry(self) -> None:
+        """Send what is kept as far as the receivers take it."""
+        for address, queue in list(self._kept.items()):
+            self._empty(address, queue)
+
+    def _empty(self, address: str, queue: deque[bytes]) -> Delivery:
+        try:
+            sender = self._sender()
+            while queue:
+                sender.sendto(queue[0], address)
+                queue.popleft()
+        except OSError as error:
+            delivery = _outcome(error)
+        else:
+            delivery = Delivery.SENT
+        if delivery is not Delivery.FULL:
+            del self._kept[address]
+        return delivery
+
+    def _sender(self) -> socket.socket:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(0)
             # The default of some platforms is no more than 2 KiB a datagram.
             if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < _BUFFER:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        try:
-            for packet in packets(notices):
-                self._socket.sendto(packet, address)
-        except OSError as error:
-            return _outcome(error)
-        return Delivery.SENT
+        return self._socket
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket and drop what is kept."""
+        self._kept.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -209,12 +209,16 @@ class SqliteStorage(Lifecycle):
                 await self._writer.call(
                     lambda tx: tx.know_peer(watch.peer, watch.address),
                 )
+                self._writer.addresses[watch.peer] = watch.address
         except BaseException:
             self._watches.discard(watch)
             raise
 
     async def _leave(self, watch: Watch) -> None:
         self._watches.discard(watch)
+        addresses = self._writer.addresses
+        if addresses.get(watch.peer) == watch.address:
+            del addresses[watch.peer]
         if watch.address:
             # A peer that can not be taken off the list is found to be gone by the next letter.
             with contextlib.suppress(Unavailable):

@@ -228,8 +228,9 @@ class _Sweep:
         tx, db, limit = self.tx, self.tx.db, self.limit
         removed = [
             db.execute(
-                "DELETE FROM register WHERE namespace = ?1 AND key IN (SELECT key FROM register "
-                "INDEXED BY register_expires WHERE namespace = ?1 AND expires <= ?2 LIMIT ?3)",
+                "DELETE FROM register WHERE (namespace, key) IN (SELECT namespace, key "
+                "FROM register INDEXED BY register_expires "
+                "WHERE namespace = ? AND expires <= ? LIMIT ?)",
                 (tx.namespace, tx.now, limit),
             ).rowcount,
             db.execute(
@@ -240,7 +241,7 @@ class _Sweep:
         ]
         self.more = self.more or max(removed) >= limit
         db.execute(
-            "DELETE FROM worker WHERE namespace = ?1 AND until <= ?2 AND NOT EXISTS "
+            "DELETE FROM worker WHERE namespace = ? AND until <= ? AND NOT EXISTS "
             "(SELECT 1 FROM job INDEXED BY job_lease WHERE job.namespace = worker.namespace "
             "AND job.worker = worker.name AND job.state = 2)",
             (tx.namespace, tx.now),

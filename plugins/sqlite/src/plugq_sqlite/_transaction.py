@@ -15,7 +15,7 @@ from plugq_sqlite._statements import join_rows
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from plugq.job import JobRef
     from plugq.protocols.storage import Notice
@@ -72,8 +72,16 @@ class Names:
 class Transaction:
     """The state of one transaction; nothing in it outlives a rollback."""
 
-    def __init__(self, db: sqlite3.Connection, names: Names, namespace: int, time: float) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        names: Names,
+        namespace: int,
+        time: float,
+        addresses: Mapping[str, str],
+    ) -> None:
         self.db = db
+        self._addresses = addresses
         self.namespace = namespace
         stored, self.sequence, self.version = db.execute(
             "SELECT now, sequence, version FROM meta",
@@ -223,6 +231,10 @@ class Transaction:
         One that is so already costs no write, and one that does not watch can not be woken.
         """
         self._anyone_idle = None
+        address = self._addresses.get(peer)
+        if address is not None and not self._knows(peer):
+            # A process that could not reach it took it for dead.
+            self.know_peer(peer, address)
         self.db.executemany(
             "INSERT INTO idle (namespace, peer, queue, since) "
             "SELECT namespace, name, ?, ? FROM peer WHERE namespace = ? AND name = ? "
@@ -306,6 +318,13 @@ class Transaction:
                 "DELETE FROM idle WHERE namespace = ? AND peer = ?",
                 (self.namespace, peer),
             )
+
+    def _knows(self, peer: str) -> bool:
+        row = self.db.execute(
+            "SELECT EXISTS (SELECT 1 FROM peer WHERE namespace = ? AND name = ?)",
+            (self.namespace, peer),
+        ).fetchone()
+        return bool(row[0])
 
     def know_peer(self, peer: str, address: str) -> None:
         """Make the address of a peer known."""

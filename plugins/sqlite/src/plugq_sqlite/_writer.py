@@ -19,7 +19,6 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from plugq.errors import ConfigError, PlugqError, Unavailable
-from plugq.protocols.storage import Resync
 from plugq_sqlite._faults import BUSY, code_of, fault, locked, unfinished, unusable
 from plugq_sqlite._schema import check_owner, migrate, namespace_number
 from plugq_sqlite._signals import Delivery, Postman
@@ -45,8 +44,8 @@ _MOST_ITEMS = 4_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.002
 #: How long the thread steps back after a transaction when others compete for the lock.
 _COURTESY = 0.0005
-#: How soon a peer whose buffer was full is told again to resync, in seconds.
-_RESYNC_AFTER = 0.05
+#: How soon a peer whose buffer was full is tried again, in seconds.
+_RETRY_AFTER = 0.02
 _REPLACEMENTS = 100
 
 
@@ -89,10 +88,10 @@ class Writer:
         self._file: tuple[int, int] | None = None
         self._namespace = 0
         self._contended = 0.0
-        self._unsynced: dict[str, Letter] = {}
-        self._resync_at = 0.0
         self._latest = 0.0
         self._time_lock = threading.Lock()
+        #: Where the peers that watch through this storage listen.
+        self.addresses: dict[str, str] = {}
 
     @property
     def namespace(self) -> int:
@@ -265,7 +264,7 @@ class Writer:
             except Empty:
                 if calls:
                     return calls
-                self._send_resyncs()
+                self._postman.retry()
                 continue
             if call is None:
                 if calls:
@@ -283,7 +282,7 @@ class Writer:
     def _next(self, *, block: bool) -> Call[Any] | None:
         if not block:
             return self._queue.get_nowait()
-        return self._queue.get(timeout=_RESYNC_AFTER if self._unsynced else None)
+        return self._queue.get(timeout=_RETRY_AFTER if self._postman.waiting else None)
 
     def _flush(self, calls: list[Call[Any]]) -> None:
         replies, letters, error, alone = self._transact([call.run for call in calls])
@@ -296,8 +295,7 @@ class Writer:
                 letters += more
         self._tell(answers)
         self._deliver(letters)
-        if self._unsynced and time.monotonic() >= self._resync_at:
-            self._send_resyncs()
+        self._postman.retry()
         if time.monotonic() - self._contended < 1.0:
             time.sleep(_COURTESY)
 
@@ -320,7 +318,7 @@ class Writer:
         except (sqlite3.Error, OSError, PlugqError) as error:
             return nothing, [], fault(error, self._path), False
         try:
-            tx = Transaction(db, self._names, self._namespace, self.now(0.0))
+            tx = Transaction(db, self._names, self._namespace, self.now(0.0), self.addresses)
             replies = [run(tx) for run in runs]
             letters = tx.flush()
         except Exception as error:
@@ -376,9 +374,7 @@ class Writer:
             barred: list[Letter] = []
             for letter in letters:
                 delivery = self._postman.send(letter.address, letter.notices)
-                if delivery is Delivery.FULL:
-                    self._resync_later(letter)
-                elif delivery is Delivery.DEAD:
+                if delivery is Delivery.DEAD:
                     gone.append(letter)
                 elif delivery is Delivery.BARRED:
                     barred.append(letter)
@@ -387,17 +383,6 @@ class Writer:
             _, letters, error, _ = self._transact([partial(_replace, gone=gone, barred=barred)])
             if error is not None:
                 self._options.logger.warning("peers that are gone stay listed: %s", error)
-
-    def _resync_later(self, letter: Letter) -> None:
-        self._unsynced[letter.address] = letter
-        self._resync_at = time.monotonic() + _RESYNC_AFTER
-
-    def _send_resyncs(self) -> None:
-        """Tell peers whose buffers were full that they may have missed something."""
-        waiting, self._unsynced = self._unsynced, {}
-        for letter in waiting.values():
-            if self._postman.send(letter.address, [Resync()]) is Delivery.FULL:
-                self._resync_later(letter)
 
 
 def _replace(tx: Transaction, gone: list[Letter], barred: list[Letter]) -> None:

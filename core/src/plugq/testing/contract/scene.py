@@ -118,7 +118,7 @@ class Scene:
         self.contract = contract
         self.context = context
         self.storage = storage
-        self.clock = context.clock
+        self.clock: ManualClock = context.clock
         self.leases: dict[str, Lease] = {}
 
     @asynccontextmanager

@@ -1,0 +1,13 @@
+"""The rules of schedules: when a job is submitted by the clock.
+
+Everything here is pure: what is due follows from the rule and the two moments that are passed in,
+so any number of schedulers come to the same ticks and none depends on when the last job ran.
+"""
+
+from __future__ import annotations
+
+from plugq.schedule.cron import Cron
+from plugq.schedule.interval import Interval
+from plugq.schedule.rule import CatchUp, Due, Rule, due
+
+__all__ = ["CatchUp", "Cron", "Due", "Interval", "Rule", "due"]

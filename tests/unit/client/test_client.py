@@ -1,0 +1,52 @@
+"""The client: its loop, its life, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+import plugq
+from plugq.assembly import Assembly
+
+
+def test_a_client_belongs_to_the_loop_that_started_it() -> None:
+    client = Assembly({}).client()
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(client.start())
+        for call in (client.start, client.stop, client.stats):
+            with pytest.raises(plugq.Unavailable, match="another event loop"):
+                second.run(call())
+        first.run(client.stop())
+        second.run(client.start())
+        second.run(client.stop())
+
+
+async def test_a_state_that_is_none_is_named() -> None:
+    async with Assembly({}).client() as client:
+        with pytest.raises(plugq.InvalidJob, match="state: 'done' is none; use one of delayed, "):
+            await client.find(state="done")
+
+
+def test_a_generator_is_no_task() -> None:
+    app = plugq.App()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(plugq.ConfigError, match="'numbers' is a generator"):
+        app.task(numbers)
+
+
+@pytest.mark.parametrize("option", ["delay", "deadline", "timeout", "result_ttl"])
+async def test_a_duration_that_must_be_a_slip_is_refused(option: str) -> None:
+    app = plugq.App()
+
+    @app.task
+    async def nothing() -> None:
+        pass
+
+    async with Assembly({}).client() as client:
+        with pytest.raises(plugq.InvalidJob, match=f"{option}: a duration is at most 100 years"):
+            await client.submit(nothing.job(), **{option: 1_790_000_000_000})  # type: ignore[arg-type]
