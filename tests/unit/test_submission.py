@@ -15,9 +15,10 @@ from plugq.builtin.json import JsonOptions, JsonSerde
 from plugq.envelope import open_body
 from plugq.options import SubmitOptions
 from plugq.protocols import NewJob, PluginContext, UniqueMode
+from plugq.request import ask
 from plugq.retry import RetryPolicy
 from plugq.submission import OptionTables, SizeLimits, Submitter, queues_of, uuid7
-from plugq.task import Tasks, ask
+from plugq.task import Tasks
 
 LAYERS = ("call", "request", "tasks", "task", "queues", "defaults")
 

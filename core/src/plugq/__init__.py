@@ -38,8 +38,9 @@ from plugq.errors import (
 from plugq.hooks import hookimpl
 from plugq.job import JobState
 from plugq.protocols.plugin import Capability, PluginContext
+from plugq.request import Priority, Unique
 from plugq.retry import RetryPolicy
-from plugq.task import JobRequest, Priority, Task, Unique, job
+from plugq.task import JobRequest, Task, job
 from plugq.worker import JobContext, current
 
 __version__ = "0.1.0"

@@ -15,13 +15,14 @@ from plugq.errors import InvalidJob, PayloadError, PayloadTooLarge
 from plugq.options import BUILT_IN, SubmitOptions
 from plugq.protocols.serde import Serde, SerdeContext
 from plugq.protocols.storage import NewJob, UniqueKey
+from plugq.request import ask
 from plugq.retry import RetryTerms
-from plugq.task import ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from plugq.task import Asked, JobRequest, Task, Unique
+    from plugq.request import Asked, Unique
+    from plugq.task import JobRequest, Task
 
 
 class OptionTables(msgspec.Struct, frozen=True, kw_only=True):

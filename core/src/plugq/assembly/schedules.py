@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.broker import Schedule
 from plugq.errors import ConfigError, PlugqError
+from plugq.request import Asked
 from plugq.schedule import CatchUp, Cron, Interval, Rule
-from plugq.task import Asked, JobRequest, Tasks, job
+from plugq.task import JobRequest, Tasks, job
 
 if TYPE_CHECKING:
     from plugq.assembly.deployment import Assembly

@@ -12,7 +12,8 @@ from plugq.cli.output import note, print_json, safe, say
 from plugq.cli.values import DurationType, MomentType, arguments
 from plugq.errors import InvalidJob
 from plugq.fields import suggestion
-from plugq.task import Unique, job
+from plugq.request import Unique
+from plugq.task import job
 
 if TYPE_CHECKING:
     from plugq.client import Client

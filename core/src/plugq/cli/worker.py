@@ -16,7 +16,7 @@ from plugq.cli.deployment import config_option, describe, import_app, read_confi
 from plugq.cli.failure import log_to_stderr
 from plugq.cli.output import note, say
 from plugq.errors import ConfigError
-from plugq.task import check_queue
+from plugq.request import check_queue
 from plugq.worker import loop_factory
 
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from plugq.protocols.storage import (
     Redrive,
     SubmitStatus,
 )
-from plugq.task import Asked, JobRequest, ask, check_id
+from plugq.request import Asked, ask, check_id
+from plugq.task import JobRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -52,8 +53,9 @@ if TYPE_CHECKING:
     from plugq.job import JobRecord
     from plugq.protocols.broker import Broker
     from plugq.protocols.storage import EditReply, NewJob, SubmitReply
+    from plugq.request import CallOptions, RequestOptions
     from plugq.submission import Submitter
-    from plugq.task import CallOptions, RequestOptions, Task
+    from plugq.task import Task
 
 R = TypeVar("R")
 CancelAnswer = Literal["cancelled", "requested", "finished", "not_found"]

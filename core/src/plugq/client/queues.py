@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plugq.protocols.storage import Pause, Resume
-from plugq.task import check_queue
+from plugq.request import check_queue
 
 if TYPE_CHECKING:
     from plugq.client.client import Client

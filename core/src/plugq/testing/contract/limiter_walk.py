@@ -61,7 +61,7 @@ class Caller:
         self.random: Random = Random(seed)  # noqa: S311 - a walk that can be walked again
         self.burst = burst
         self.state: bytes | None = None
-        self.now = START
+        self.now: float = START
         self.retry_at: float | None = None
         #: The grants that were kept: when, and how many.
         self.kept: list[tuple[float, int]] = []
