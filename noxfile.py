@@ -105,7 +105,8 @@ def readme(session: nox.Session) -> None:
     documents += [str((plugin / "README.md").relative_to(ROOT)) for plugin in PLUGINS]
     if (ROOT / "docs").exists():
         documents.append("docs")
-    session.run("python", "-m", "pytest", "-m", "", *documents, "tests/readme")
+    # The blocks of a document build on each other: they run in their order.
+    session.run("python", "-m", "pytest", "-p", "no:randomly", "-m", "", *documents, "tests/readme")
 
 
 @nox.session
