@@ -11,15 +11,24 @@ import pytest
 from plugq.broker.scheduler import Overlap, Schedule, Scheduler
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
 from plugq.job import Outcome
-from plugq.protocols import ClaimRequest, FindQuery, NewJob, PluginContext, Settlement, SweepRequest
+from plugq.protocols import (
+    ClaimRequest,
+    Configure,
+    FindQuery,
+    NewJob,
+    PluginContext,
+    QueueSettings,
+    Settlement,
+    SweepRequest,
+)
 from plugq.schedule import CatchUp, Cron, Interval, Rule
 from plugq.testing import ManualClock
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def new_job() -> NewJob:
-    return NewJob(queue="q", id="", task="t", submission=b"", body=b"")
+def new_job(id: str) -> NewJob:
+    return NewJob(queue="q", id=id, task="t", submission=b"", body=b"")
 
 
 class Store(MemoryStorage):
@@ -210,24 +219,88 @@ async def test_a_running_scheduler_ticks_in_time_and_asks_the_storage_rarely() -
     assert loads <= 12
 
 
-async def test_a_scheduler_that_is_not_active_leaves_the_storage_alone() -> None:
+async def test_who_is_not_elected_leaves_a_tick_to_the_elected_and_then_runs_it_itself() -> None:
     world = World()
     await world.store.start()
-    active = False
+    ticked: list[float] = []
     schedule = Schedule(name="s", rule=Interval(60), make=new_job, catch_up="all", overlap="allow")
-    scheduler = Scheduler(world.store, world.clock, [schedule], active=lambda: active)
+    scheduler = Scheduler(
+        world.store,
+        world.clock,
+        [schedule],
+        active=lambda: False,
+        ticked=lambda _, __: ticked.append(world.clock.time() - START.timestamp()),
+    )
     running = asyncio.create_task(scheduler.run())
-
-    async def advance(seconds: float) -> None:
-        for _ in range(round(seconds)):
-            for _ in range(5):
-                await asyncio.sleep(0)
-            world.clock.advance(1)
-
-    await advance(120)
-    assert await world.accepted() == 0
-    active = True
-    await advance(125)
-    assert await world.accepted() == 2
+    for _ in range(2 * 130):
+        for _ in range(8):
+            await asyncio.sleep(0)
+        world.clock.advance(0.5)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    assert [int(at) for at in ticked] == [63, 123]
+
+
+async def test_ticks_that_a_full_queue_refuses_are_not_lost() -> None:
+    world = World()
+    await world.store.start()
+    await world.store.edit(Configure((QueueSettings(queue="q", max_length=5),)))
+    scheduler = world.scheduler(Interval(60))
+    await scheduler.round()
+    world.clock.advance(600)
+    for _ in range(5):
+        await scheduler.round()
+    assert await world.ticks() == expected(5)
+    assert await scheduler.round() == 0
+    await world.finish_everything()
+    for _ in range(5):
+        await scheduler.round()
+    assert await world.ticks() == expected(10)
+
+
+async def test_a_schedule_that_fails_does_not_stop_the_others() -> None:
+    world = World()
+    await world.store.start()
+
+    def broken(id: str) -> NewJob:
+        raise RuntimeError(id)
+
+    schedules = [
+        Schedule(name="a", rule=Interval(60), make=broken),
+        Schedule(name="s", rule=Interval(60), make=new_job, overlap="allow"),
+    ]
+    scheduler = Scheduler(world.store, world.clock, schedules)
+    await scheduler.round()
+    for _ in range(3):
+        world.clock.advance(60)
+        assert await scheduler.round() == 1
+
+
+async def test_a_tick_that_came_too_late_to_the_storage_is_tried_again() -> None:
+    world = World()
+    await world.store.start()
+    scheduler = world.scheduler(Interval(3600))
+    await scheduler.round()
+    world.clock.advance(3600)
+    gate = asyncio.Event()
+    world.store.gates.append(gate)
+    paused = asyncio.create_task(scheduler.round())
+    await world.store.reached.wait()
+    world.clock.advance(61)
+    gate.set()
+    assert await paused == 0
+    assert await world.accepted() == 0
+    assert await scheduler.round() == 1
+
+
+async def test_a_machine_that_slept_is_noticed_between_two_ticks() -> None:
+    world = World()
+    await world.store.start()
+    scheduler = world.scheduler(Interval(36_000))
+    await scheduler.round()
+    assert not scheduler._stale()
+    world.clock.advance(61)
+    assert scheduler._stale()
+    await scheduler.round()
+    world.clock.set_back(1)
+    assert scheduler._stale()

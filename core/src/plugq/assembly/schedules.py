@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.broker import Schedule
 from plugq.errors import ConfigError, PlugqError
-from plugq.request import Asked
+from plugq.request import Asked, bounded
 from plugq.schedule import CatchUp, Cron, Interval, Rule
 from plugq.task import JobRequest, Tasks, job
 
@@ -85,11 +85,13 @@ def schedules_of(assembly: Assembly, app: Tasks) -> list[Schedule]:
     schedules = []
     for one in planned(assembly.config, app):
 
-        def make(request: JobRequest[Any] = one.request) -> Any:
-            return submitter.prepare(request, Asked())
+        def make(id: str, request: JobRequest[Any] = one.request) -> Any:
+            return submitter.prepare(request, Asked(id=id))
 
         try:
-            make()
+            # Behind the name comes '@' and the tick, in at most 33 bytes.
+            bounded("name", one.name, 900)
+            make(one.name)
         except PlugqError as error:
             message = f"schedules.{one.name}: {error}"
             raise ConfigError(message) from error

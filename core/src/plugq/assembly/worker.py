@@ -143,8 +143,10 @@ class Worker:
         """
         thread, self._thread = self._thread, None
         if thread is not None:
-            await thread.stop()
-            self._runner.stop()
+            try:
+                await thread.stop()
+            finally:
+                self._runner.stop()
             self._report(EventKind.WORKER_STOPPED)
 
     async def run(self) -> None:
@@ -161,10 +163,12 @@ class Worker:
                 # Not cancelled with the caller: the stop below waits for it.
                 await asyncio.shield(asyncio.wrap_future(thread.ended))
         finally:
-            await self.stop()
-            returned.set()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            try:
+                await self.stop()
+            finally:
+                returned.set()
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
     def scale(self, concurrency: int) -> None:
         """Change how many handlers may run at once; those that run are left alone."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from plugq.duration import moment
+from plugq.errors import OutcomeUnknown, Unavailable
 from plugq.job import JobRef
 from plugq.protocols.storage import RegisterChange, SubmitStatus
 from plugq.schedule import CatchUp, Due, Rule, due
@@ -38,6 +39,11 @@ MOST_TICKS = 100
 SUBMIT_WITHIN = 60.0
 #: The longest pause, so that a process that takes the office over notices ticks in time.
 ROUND = 0.8
+#: Seconds by which a process that is not elected leaves a tick to the one that is.
+LAG = 3.0
+#: Seconds for which the storage's time is estimated before it is asked again, and a jump of the
+#: machine's clock (it was set, or slept) after which it is asked at once.
+LOOK, JUMP = 60.0, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class Schedule:
 
     name: str
     rule: Rule
-    make: Callable[[], NewJob]
+    make: Callable[[str], NewJob]
     catch_up: CatchUp = "one"
     overlap: Overlap = "skip"
 
@@ -69,7 +75,12 @@ _decoder = msgspec.msgpack.Decoder(_State)
 
 
 class Scheduler:
-    """Runs schedules while ``active`` says so, which election does; two at once do no harm."""
+    """Runs schedules in time while ``active`` says so, which election does, else a little late.
+
+    Who is not elected may have schedules that the elected process does not know, those of another
+    application on the same store. So it looks ``LAG`` seconds after a tick whether the register
+    still lacks it. Two at once do no harm.
+    """
 
     def __init__(
         self,
@@ -88,14 +99,13 @@ class Scheduler:
         self._next: dict[str, float | None] = {}
         #: The storage's time is this much ahead of the monotonic clock, as of the last look.
         self._ahead: float | None = None
+        self._looked, self._wall = 0.0, 0.0
 
     async def run(self) -> None:
         """Submit what is due for ever; raises what the storage raises."""
         self._ahead = None
         while True:
-            if not self._active():
-                self._ahead = None
-            elif self._ahead is None or self._due_by_estimate():
+            if self._ahead is None or self._stale() or self._due_by_estimate():
                 await self.round()
             await self._clock.sleep(self._pause())
 
@@ -109,16 +119,26 @@ class Scheduler:
         """Look at every schedule once, submit what is due, and return how many jobs that were."""
         keys = [_key(schedule) for schedule in self._schedules]
         loaded = await self._storage.load(keys)
-        self._ahead = loaded.now - self._clock.monotonic()
+        self._looked = self._clock.monotonic()
+        self._wall = self._clock.time() - self._looked
+        self._ahead = loaded.now - self._looked
         submitted = 0
         for schedule, register in zip(self._schedules, loaded.registers, strict=True):
-            submitted += await self._serve(schedule, register, loaded.now)
+            try:
+                submitted += await self._serve(schedule, register, loaded.now)
+            except (Unavailable, OutcomeUnknown):
+                raise
+            except Exception:
+                # One schedule that fails must not stop the others.
+                logger.exception("schedule %r failed and is tried again", schedule.name)
+                self._next[schedule.name] = loaded.now + ROUND
         return submitted
 
     async def _serve(self, schedule: Schedule, register: Register | None, now: float) -> int:
         state = None if register is None else _state(register)
         last = None if state is None else datetime.fromtimestamp(state.last, UTC)
-        at = datetime.fromtimestamp(now, UTC)
+        # A new schedule counts from now, whoever sees it first.
+        at = datetime.fromtimestamp(now if state is None else now - self._lag(), UTC)
         answer = due(schedule.rule, last, at, schedule.catch_up, MOST_TICKS)
         following = schedule.rule.next(answer.last)
         self._next[schedule.name] = None if following is None else following.timestamp()
@@ -127,13 +147,21 @@ class Scheduler:
         jobs = await self._jobs(schedule, state, answer, now)
         if jobs:
             replies = await self._storage.submit(jobs)
+            if len(jobs) > 1 and any(reply.status is SubmitStatus.FULL for reply in replies):
+                # Nothing of that call was stored; what fits goes in one by one.
+                jobs, answer = jobs[:1], Due(answer.ticks[:1], answer.ticks[0])
+                self._next[schedule.name] = now
+                replies = await self._storage.submit(jobs)
             for job, reply in zip(jobs, replies, strict=True):
                 if reply.status is SubmitStatus.ACCEPTED:
                     self._ticked(schedule, job)
                 elif reply.status is SubmitStatus.FULL:
                     logger.warning("schedule %r: queue %r is full", schedule.name, job.queue)
+                    self._next[schedule.name] = now + ROUND
+                    return 0
                 elif reply.status is SubmitStatus.LATE:
-                    # Somebody else has answered this tick long since, and the register shows it.
+                    # Whether somebody else has answered this tick the register will show.
+                    self._next[schedule.name] = now + ROUND
                     return 0
         new = _State(
             answer.last.timestamp(),
@@ -145,7 +173,9 @@ class Scheduler:
             expect=0 if register is None else register.version,
             value=msgspec.msgpack.encode(new),
         )
-        await self._storage.swap([change])
+        if not (await self._storage.swap([change])).done:
+            # The register may still lack these ticks: look again while their ids are known.
+            self._next[schedule.name] = now + ROUND
         return len(jobs)
 
     async def _jobs(
@@ -169,26 +199,38 @@ class Scheduler:
                     return []
         jobs = []
         for tick in ticks:
-            job = schedule.make()
             id = _id(schedule, tick)
+            job = schedule.make(id)
             jobs.append(
                 msgspec.structs.replace(
                     job,
                     id=id,
                     submission=hashlib.sha256(id.encode()).digest()[:16],
-                    not_after=now + min(SUBMIT_WITHIN, job.id_ttl / 2),
+                    id_ttl=max(job.id_ttl, 2 * SUBMIT_WITHIN),
+                    not_after=now + SUBMIT_WITHIN,
                 ),
             )
         return jobs
 
+    def _stale(self) -> bool:
+        now = self._clock.monotonic()
+        return now - self._looked > LOOK or abs(self._clock.time() - now - self._wall) > JUMP
+
+    def _now(self) -> float:
+        """Return the storage's time as estimated, less the lag."""
+        return self._clock.monotonic() + (self._ahead or 0.0) - self._lag()
+
+    def _lag(self) -> float:
+        return 0.0 if self._active() else LAG
+
     def _due_by_estimate(self) -> bool:
-        now = self._clock.monotonic() + (self._ahead or 0.0)
+        now = self._now()
         return any(at is not None and at <= now for at in self._next.values())
 
     def _pause(self) -> float:
         if self._ahead is None:
             return ROUND
-        now = self._clock.monotonic() + self._ahead
+        now = self._now()
         first = min((at for at in self._next.values() if at is not None), default=now + ROUND)
         return min(max(first - now, 0.01), ROUND)
 

@@ -342,6 +342,9 @@ class Engine(Lifecycle):
         while True:
             try:
                 reply = await self._broker.claim(request, wait=LONG_POLL)
+            except asyncio.CancelledError:
+                self._give_up(request.number)
+                raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker claims on
                 # The same number again: what a lost reply granted comes back with the next one.
                 self._claim_error = f"{type(error).__name__}: {error}"

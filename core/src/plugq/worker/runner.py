@@ -203,7 +203,7 @@ class Runner:
             return attempt.handler.bind(serde.decode(attempt.envelope.arguments, _context(lease)))
         except InvalidJob as error:
             self._finished(attempt, failed(lease, error, code="arguments"))
-        except Exception as error:  # noqa: BLE001 - a plugin's decoder; the job must not hang
+        except BaseException as error:  # noqa: BLE001 - a plugin's decoder; the job must not hang
             self._finished(attempt, failed(lease, error, code="undecodable"))
         return None
 
@@ -266,8 +266,7 @@ class ThreadPool:
     def stop(self) -> None:
         """Tell the threads to end when their line is empty; those inside a handler end after it."""
         with self._lock:
-            for _ in range(self._threads):
-                self._line.put(None)
+            self._line.put(None)
             # A thread that is stuck must not count, nor take anything, after a new start.
             self._begin()
 
@@ -297,6 +296,8 @@ class ThreadPool:
                     return
                 self._inside.remove(attempt)
                 self._busy -= 1
+        # For the next thread of this line, those left behind among them.
+        line.put(None)
 
 
 def _cancel(attempts: Sequence[Attempt]) -> None:
