@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-class Lifecycle:
+class Lifecycle(ABC):
     """Idempotent ``start`` and ``stop``, one at a time; subclasses write the two bodies.
 
     ``start`` after ``stop`` starts anew. When ``_start`` raises, ``_stop`` is run and the error
@@ -58,11 +59,11 @@ class Lifecycle:
             self._started = False
             await self._stop()
 
-    async def _start(self) -> None:
-        raise NotImplementedError  # pragma: no cover
+    @abstractmethod
+    async def _start(self) -> None: ...
 
-    async def _stop(self) -> None:
-        raise NotImplementedError  # pragma: no cover
+    @abstractmethod
+    async def _stop(self) -> None: ...
 
 
 class Supervisor:

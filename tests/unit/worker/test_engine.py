@@ -286,14 +286,14 @@ async def test_a_worker_that_can_not_start_says_why_and_leaves_nothing(
     tmp_path: Any,
 ) -> None:
     app = plugq.App()
-    before = threading.active_count()
+    before = set(threading.enumerate())
     (tmp_path / "file").write_text("this is no database, and never was")
     config = {"storage": {"use": "sqlite", "path": str(tmp_path / "file")}}
     worker = plugq.Worker(app, config)
     with pytest.raises(plugq.ConfigError, match="database"):
         await worker.start()
     await worker.stop()
-    await until(lambda: threading.active_count() <= before)
+    await until(lambda: set(threading.enumerate()) <= before)
 
 
 async def test_stop_and_start_may_be_repeated_and_leave_no_thread() -> None:
@@ -303,7 +303,7 @@ async def test_stop_and_start_may_be_repeated_and_leave_no_thread() -> None:
     def one() -> int:
         return 1
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     assembly = Assembly({})
     worker = Worker(app, assembly=assembly)
     async with assembly.client() as client:
@@ -313,7 +313,7 @@ async def test_stop_and_start_may_be_repeated_and_leave_no_thread() -> None:
             assert await client.call(one.job()) == 1
             await worker.stop()
             await worker.stop()
-    await until(lambda: threading.active_count() <= before)
+    await until(lambda: set(threading.enumerate()) <= before)
 
 
 async def test_workers_that_were_given_one_id_leave_each_other_alone() -> None:
