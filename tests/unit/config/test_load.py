@@ -11,8 +11,8 @@ import pytest
 from plugq.config import Config, ConfigLike, PluginChoice, find_file, find_problems, load_config
 from plugq.errors import ConfigError
 from plugq.options import SubmitOptions
+from plugq.protocols.edits import QueueSettings
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import QueueSettings
 from plugq.retry import RetryPolicy
 
 WHOLE = """

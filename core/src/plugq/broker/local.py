@@ -34,8 +34,9 @@ from plugq.broker.sweeper import Sweeper
 from plugq.errors import PlugqError, Unavailable
 from plugq.job import JobState, Outcome
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
+from plugq.protocols.edits import Configure
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import ClaimReply, Configure, Resync, Settlement, Wake
+from plugq.protocols.storage import ClaimReply, Resync, Settlement, Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -44,22 +45,24 @@ if TYPE_CHECKING:
     from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.job import JobRecord, JobRef
+    from plugq.protocols.edits import Edit, EditReply, QueueSettings
     from plugq.protocols.storage import (
         ClaimRequest,
-        Edit,
-        EditReply,
         FindQuery,
         Holder,
         LeaseRef,
+        Loaded,
         NewJob,
         Notice,
         Page,
-        QueueSettings,
+        Register,
+        RegisterChange,
         RenewReply,
         SettleReply,
         Stats,
         Storage,
         SubmitReply,
+        Swapped,
     )
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -268,6 +271,18 @@ class LocalBroker(Lifecycle):
         replies = await self._storage.edit(edit)
         self._reports.edited(edit, replies)
         return replies
+
+    async def load(self, keys: Sequence[str]) -> Loaded:
+        """Return registers, all as of one moment."""
+        return await self._storage.load(keys)
+
+    async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
+        """Make all the changes, or none if any version is another than expected."""
+        return await self._storage.swap(changes)
+
+    async def scan(self, prefix: str) -> Sequence[Register]:
+        """Return every register whose key starts with ``prefix``, by key."""
+        return await self._storage.scan(prefix)
 
     def subscribe(self, listener: Callable[[Sequence[Notice]], None]) -> Callable[[], None]:
         """Call ``listener`` with every batch of notices; the function returned ends that."""

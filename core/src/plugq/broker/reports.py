@@ -11,23 +11,16 @@ import msgspec
 
 from plugq.events import EventKind, JobEvent
 from plugq.job import Event, JobState, Outcome
-from plugq.protocols.storage import Cancel, EditStatus, Pause, Purge, Resume, SubmitStatus
+from plugq.protocols.edits import Cancel, EditStatus, Pause, Purge, Resume
+from plugq.protocols.storage import SubmitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
-    from plugq.protocols.storage import (
-        Change,
-        Edit,
-        EditReply,
-        Lease,
-        NewJob,
-        Settlement,
-        SettleReply,
-        SubmitReply,
-    )
+    from plugq.protocols.edits import Edit, EditReply
+    from plugq.protocols.storage import Change, Lease, NewJob, Settlement, SettleReply, SubmitReply
 
 
 class Observer(Protocol):

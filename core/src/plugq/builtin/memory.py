@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
     from plugq.clock import Clock
     from plugq.job import JobRecord, JobRef
+    from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.plugin import PluginContext
     from plugq.protocols.storage import (
         ClaimReply,
         ClaimRequest,
-        Edit,
-        EditReply,
         FindQuery,
         Holder,
         LeaseRef,

@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING
 from plugq.builtin.memory_records import show
 from plugq.errors import PlugqError
 from plugq.job import Event, JobRef, JobState, allowed
-from plugq.protocols.storage import (
-    Cancel,
-    Configure,
-    EditReply,
-    EditStatus,
-    Page,
-    Pause,
-    Purge,
-    QueueStats,
-    Redrive,
-    Stats,
-    TaskStats,
-)
+from plugq.protocols.edits import Cancel, Configure, EditReply, EditStatus, Pause, Purge, Redrive
+from plugq.protocols.storage import Page, QueueStats, Stats, TaskStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +16,8 @@ if TYPE_CHECKING:
     from plugq.builtin.memory_jobs import JobTable
     from plugq.builtin.memory_records import Record
     from plugq.job import JobRecord
-    from plugq.protocols.storage import Edit, FindQuery
+    from plugq.protocols.edits import Edit
+    from plugq.protocols.storage import FindQuery
 
 #: How many jobs one page of ``find`` looks at.
 EXAMINED = 1_000

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from plugq.builtin.memory_records import Agenda, Tally
 from plugq.job import JobState
-from plugq.protocols.storage import QueueSettings, UniqueMode
+from plugq.protocols.storage import UniqueMode
 
 if TYPE_CHECKING:
     from plugq.builtin.memory_records import Record
+    from plugq.protocols.edits import QueueSettings
 
 _QUEUED = JobState.QUEUED
 _SMALLEST_HEAP = 256

@@ -30,16 +30,9 @@ from plugq.errors import (
 )
 from plugq.job import JobRef, JobState
 from plugq.lifecycle import Lifecycle
+from plugq.protocols.edits import Cancel, Edit, EditStatus, Purge, Redrive
 from plugq.protocols.serde import Serde, SerdeContext
-from plugq.protocols.storage import (
-    Cancel,
-    Edit,
-    EditStatus,
-    FindQuery,
-    Purge,
-    Redrive,
-    SubmitStatus,
-)
+from plugq.protocols.storage import FindQuery, SubmitStatus
 from plugq.request import Asked, ask, check_id
 from plugq.task import JobRequest
 
@@ -52,7 +45,8 @@ if TYPE_CHECKING:
     from plugq.clock import Clock
     from plugq.job import JobRecord
     from plugq.protocols.broker import Broker
-    from plugq.protocols.storage import EditReply, NewJob, SubmitReply
+    from plugq.protocols.edits import EditReply
+    from plugq.protocols.storage import NewJob, SubmitReply
     from plugq.request import CallOptions, RequestOptions
     from plugq.submission import Submitter
     from plugq.task import Task

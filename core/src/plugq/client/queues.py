@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plugq.protocols.storage import Pause, Resume
+from plugq.protocols.edits import Pause, Resume
 from plugq.request import check_queue
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from msgspec import UNSET, UnsetType
 from plugq.errors import ConfigError
 from plugq.fields import Check, EnvText, Reader, Size, Span, Word, join, plain
 from plugq.options import SubmitOptions
+from plugq.protocols.edits import QueueSettings
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import QueueSettings
 from plugq.redaction import HIDDEN, is_secret, redact, shown
 
 if TYPE_CHECKING:

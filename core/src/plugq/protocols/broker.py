@@ -8,22 +8,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from plugq.job import JobRecord, JobRef
+    from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.storage import (
         ClaimReply,
         ClaimRequest,
-        Edit,
-        EditReply,
         FindQuery,
         Holder,
         LeaseRef,
+        Loaded,
         NewJob,
         Notice,
         Page,
+        Register,
+        RegisterChange,
         RenewReply,
         Settlement,
         SettleReply,
         Stats,
         SubmitReply,
+        Swapped,
     )
 
 
@@ -96,6 +99,18 @@ class Broker(Protocol):
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
+        ...
+
+    async def load(self, keys: Sequence[str]) -> Loaded:
+        """Return registers, all as of one moment."""
+        ...
+
+    async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
+        """Make all the changes, or none if any version is another than expected."""
+        ...
+
+    async def scan(self, prefix: str) -> Sequence[Register]:
+        """Return every register whose key starts with ``prefix``, by key."""
         ...
 
     def subscribe(self, listener: Callable[[Sequence[Notice]], None]) -> Callable[[], None]:

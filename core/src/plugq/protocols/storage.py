@@ -26,12 +26,21 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
+from plugq.events import JobEvent
 from plugq.job import AttemptRecord, Event, JobRecord, JobRef, JobState, Outcome, Progress
+from plugq.protocols.budgets import Grant, LimitState, Want
+from plugq.protocols.edits import Edit, EditReply, QueueSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from plugq.protocols.plugin import Capability
+
+
+#: Seconds for which the counts of a batch outlast its last change.
+BATCH_TTL = 604800.0
+#: The time constant of ``TaskStats.rate``, in seconds.
+RATE_TIME = 60.0
 
 
 class UniqueMode(enum.StrEnum):
@@ -91,6 +100,8 @@ class SubmitStatus(enum.StrEnum):
     DUPLICATE = "duplicate"
     #: The queue is at its ``max_length``; nothing of the call was stored.
     FULL = "full"
+    #: The queue is being drained; nothing of the call was stored.
+    DRAINING = "draining"
     #: ``not_after`` has passed.
     LATE = "late"
 
@@ -116,7 +127,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     granted and that still stand, without any new one; one that was granted nothing may be asked
     again and then is a new one. Numbers of a worker rise. ``lease`` is in seconds. A claim that
     comes back short registers ``peer`` as idle for these queues in the same step, unless ``peer``
-    is empty.
+    is empty. ``grants`` are the budgets of limited queues. A limit of 0 takes nothing and is never
+    short; it lets in those parked lanes and queues whose time has come.
     """
 
     worker: str
@@ -125,6 +137,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit: int
     lease: float = 30.0
     peer: str = ""
+    grants: tuple[Grant, ...] = ()
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,11 +167,26 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     unknown_for: float = 0.0
 
 
+class Spent(msgspec.Struct, frozen=True, array_like=True):
+    """A budget of which the claim took ``count`` starts, and the state that it wrote."""
+
+    queue: str
+    count: int
+    state: LimitState
+
+
 class ClaimReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Leases, best first, and in how many seconds the next job falls due, if one is waiting."""
+    """Leases, best first, and in how many seconds the next job falls due, if one is waiting.
+
+    ``wants`` are the limited queues that could give more if there were budgets, ``spent`` the
+    budgets of which something was taken. ``now`` is the storage's time.
+    """
 
     leases: tuple[Lease, ...] = ()
     next_in: float | None = None
+    wants: tuple[Want, ...] = ()
+    spent: tuple[Spent, ...] = ()
+    now: float = 0.0
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +195,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     ``delay`` is the retry, snooze or release delay; ``at`` stands in its place for a retry at a
     moment. ``error`` goes into the history; the storage fills in its worker and times. ``code``
     is kept as the reason of the final state; a release with the code ``unknown_task`` is counted
-    in ``Lease.unknown``.
+    in ``Lease.unknown``. ``task``, ``attempt``, ``lane`` and ``batch`` are those of the lease, for
+    whoever tells of it; a storage does not read them.
     """
 
     queue: str
@@ -180,6 +209,10 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     code: str = ""
     error: AttemptRecord | None = None
     progress: Progress | None = None
+    task: str = ""
+    attempt: int = 0
+    lane: str | None = None
+    batch: str | None = None
 
 
 class SettleReply(msgspec.Struct, frozen=True, array_like=True):
@@ -190,12 +223,20 @@ class SettleReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LeaseRef(msgspec.Struct, frozen=True, array_like=True):
-    """Names a lease, with the progress of its job where there is news."""
+    """Names a lease, with the progress of its job where there is news.
+
+    With the progress come ``task``, ``attempt``, ``lane`` and ``batch`` of the lease, for whoever
+    tells of it; a storage does not read them.
+    """
 
     queue: str
     id: str
     token: int
     progress: Progress | None = None
+    task: str = ""
+    attempt: int = 0
+    lane: str | None = None
+    batch: str | None = None
 
 
 class Holder(msgspec.Struct, frozen=True, array_like=True):
@@ -244,6 +285,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int = 0
     attempt: int = 0
     code: str = ""
+    lane: str | None = None
+    batch: str | None = None
 
 
 class SweepReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,75 +294,6 @@ class SweepReply(msgspec.Struct, frozen=True, kw_only=True):
 
     changes: tuple[Change, ...] = ()
     next_in: float | None = None
-
-
-class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Cancel waiting jobs at once; ask the workers of running ones to stop."""
-
-    refs: tuple[JobRef, ...]
-
-
-class Redrive(msgspec.Struct, frozen=True, tag="redrive"):
-    """Queue failed, cancelled and skipped jobs again, with all their attempts given back."""
-
-    refs: tuple[JobRef, ...]
-
-
-class Purge(msgspec.Struct, frozen=True, tag="purge"):
-    """Remove final jobs before their retention passes."""
-
-    refs: tuple[JobRef, ...]
-
-
-class Pause(msgspec.Struct, frozen=True, tag="pause"):
-    """Grant no more claims of these queues; submissions and running jobs go on."""
-
-    queues: tuple[str, ...]
-
-
-class Resume(msgspec.Struct, frozen=True, tag="resume"):
-    """Take back a pause."""
-
-    queues: tuple[str, ...]
-
-
-class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides the claims of a queue, stored with it; ``None`` means no limit."""
-
-    queue: str
-    max_running: int | None = None
-    lane_max_running: int = 1
-    max_length: int | None = None
-
-
-class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """Set the limits of queues; they hold from the next claim or submission on."""
-
-    settings: tuple[QueueSettings, ...]
-
-
-Edit = Cancel | Redrive | Purge | Pause | Resume | Configure
-
-
-class EditStatus(enum.StrEnum):
-    """What an edit did to one job or queue."""
-
-    #: It was done; ``EditReply.state`` is the state after it.
-    DONE = "done"
-    #: The worker of a running job will be told.
-    REQUESTED = "requested"
-    #: Nothing to do: the job is final already.
-    FINISHED = "finished"
-    NOT_FOUND = "not_found"
-    #: The state of the job forbids it, or another job holds its unique key.
-    CONFLICT = "conflict"
-
-
-class EditReply(msgspec.Struct, frozen=True, array_like=True):
-    """The answer for one job or queue of an edit."""
-
-    status: EditStatus
-    state: JobState | None = None
 
 
 class FindQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -354,21 +328,43 @@ class TaskStats(msgspec.Struct, frozen=True, kw_only=True):
     ``released``, ``lease_ended``, ``redriven`` and ``removed``. Always
     accepted = the sum of ``counts`` + removed; a cancelled id that is submitted again counts as
     removed and accepted.
+
+    ``run_time`` is the mean of the seconds that attempts ran which their holders ended by success,
+    failure, retry or skip; ``None`` where there was none. ``rate`` is how many jobs a second come
+    to an end, each weighted with exp(-age / RATE_TIME) / RATE_TIME.
     """
 
     queue: str
     task: str
     counts: dict[str, int] = {}
     totals: dict[str, int] = {}
+    run_time: float | None = None
+    rate: float = 0.0
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One queue: whether it is paused, and how many seconds its oldest ready job has waited."""
+    """One queue: whether it is paused or drained, and the age in seconds of its oldest ready job.
+
+    A job is ready that only a free worker is missing for: none that waits for its time or behind
+    its lane. ``oldest`` counts from its ready time.
+    """
 
     queue: str
     paused: bool = False
+    draining: bool = False
     oldest: float | None = None
     settings: QueueSettings | None = None
+
+
+class BatchCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs of one batch by state; those that are gone count as what they were in the end.
+
+    A job that a new generation replaced counts on as ``cancelled``. Counts are forgotten once
+    none of the jobs is live and ``BATCH_TTL`` seconds have passed since they last changed.
+    """
+
+    batch: str
+    counts: dict[str, int]
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -399,7 +395,14 @@ class Resync(msgspec.Struct, frozen=True, tag="resync"):
     """Signals may have been lost: look at everything again."""
 
 
+class Happened(msgspec.Struct, frozen=True, tag="happened"):
+    """Things that happened, told by the processes that did them."""
+
+    events: tuple[JobEvent, ...]
+
+
 Notice = Wake | Finished | CancelAsked | Resync
+Heard = Happened | Resync
 
 
 class Register(msgspec.Struct, frozen=True, kw_only=True):
@@ -572,17 +575,17 @@ class Storage(JobStore, JobIndex, Signals, Registers, Protocol):
 
 
 __all__ = [
-    "Cancel",
+    "BATCH_TTL",
+    "RATE_TIME",
+    "BatchCounts",
     "CancelAsked",
     "Change",
     "ClaimReply",
     "ClaimRequest",
-    "Configure",
-    "Edit",
-    "EditReply",
-    "EditStatus",
     "FindQuery",
     "Finished",
+    "Happened",
+    "Heard",
     "Holder",
     "JobIndex",
     "JobStore",
@@ -592,20 +595,16 @@ __all__ = [
     "NewJob",
     "Notice",
     "Page",
-    "Pause",
-    "Purge",
-    "QueueSettings",
     "QueueStats",
-    "Redrive",
     "Register",
     "RegisterChange",
     "Registers",
     "RenewReply",
-    "Resume",
     "Resync",
     "SettleReply",
     "Settlement",
     "Signals",
+    "Spent",
     "Stats",
     "Storage",
     "SubmitReply",

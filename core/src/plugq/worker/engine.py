@@ -23,14 +23,7 @@ from plugq.envelope import open_body
 from plugq.errors import PlugqError, Undecodable
 from plugq.job import JobState
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
-from plugq.protocols.storage import (
-    CancelAsked,
-    ClaimRequest,
-    Holder,
-    LeaseRef,
-    RenewReply,
-    Resync,
-)
+from plugq.protocols.storage import CancelAsked, ClaimRequest, Holder, LeaseRef, RenewReply, Resync
 from plugq.worker.outcome import failed, released, stopped
 from plugq.worker.runner import Attempt
 

@@ -6,15 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from plugq.job import Event, JobRef, JobState, allowed
-from plugq.protocols.storage import (
-    Cancel,
-    Configure,
-    EditReply,
-    EditStatus,
-    Pause,
-    Purge,
-    Redrive,
-)
+from plugq.protocols.edits import Cancel, Configure, EditReply, EditStatus, Pause, Purge, Redrive
 from plugq_sqlite._moves import Finish, finish, remove, rows_by_ref
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -27,7 +19,7 @@ from plugq_sqlite._rows import (
 )
 
 if TYPE_CHECKING:
-    from plugq.protocols.storage import Edit, QueueSettings
+    from plugq.protocols.edits import Edit, QueueSettings
     from plugq_sqlite._rows import Row
     from plugq_sqlite._transaction import Transaction
 

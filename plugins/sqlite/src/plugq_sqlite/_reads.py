@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.errors import PlugqError
 from plugq.job import LINGER, JobRecord
-from plugq.protocols.storage import (
-    Loaded,
-    Page,
-    QueueSettings,
-    QueueStats,
-    Register,
-    Stats,
-    TaskStats,
-)
+from plugq.protocols.edits import QueueSettings
+from plugq.protocols.storage import Loaded, Page, QueueStats, Register, Stats, TaskStats
 from plugq_sqlite._rows import (
     CODES,
     FAILED,

@@ -210,8 +210,63 @@ _FIRST = (
     "CREATE INDEX register_expires ON register (namespace, expires) WHERE expires IS NOT NULL",
 )
 
+_SECOND = (
+    "ALTER TABLE queue ADD COLUMN draining INTEGER NOT NULL DEFAULT 0",
+    # What limiters decide, a number that changes with it, and until when the queue is parked.
+    "ALTER TABLE queue ADD COLUMN limits BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE queue ADD COLUMN lane_limits BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE queue ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE queue ADD COLUMN parked_until REAL",
+    "ALTER TABLE lane ADD COLUMN parked_until REAL",
+    "CREATE INDEX lane_parked ON lane (queue, parked_until) WHERE parked_until IS NOT NULL",
+    # The state of the limiters of a queue (kind 0, lane '') or of one of its lanes (kind 1).
+    """
+    CREATE TABLE budget (
+        queue INTEGER NOT NULL,
+        kind INTEGER NOT NULL,
+        lane TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        state BLOB,
+        expires REAL NOT NULL,
+        PRIMARY KEY (queue, kind, lane)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX budget_expires ON budget (expires)",
+    # Seconds that ended attempts ran, how many these were, and the decaying rate of ends.
+    "ALTER TABLE tally ADD COLUMN run_seconds REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE tally ADD COLUMN run_count INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE tally ADD COLUMN rate REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE tally ADD COLUMN rate_at REAL NOT NULL DEFAULT 0",
+    # Jobs by state, also of those that are gone; ``expires`` while none of them is live.
+    """
+    CREATE TABLE batch (
+        namespace INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        delayed INTEGER NOT NULL,
+        queued INTEGER NOT NULL,
+        running INTEGER NOT NULL,
+        succeeded INTEGER NOT NULL,
+        failed INTEGER NOT NULL,
+        cancelled INTEGER NOT NULL,
+        skipped INTEGER NOT NULL,
+        expires REAL,
+        PRIMARY KEY (namespace, name)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX batch_expires ON batch (namespace, expires) WHERE expires IS NOT NULL",
+    # Sockets of those who listen to events.
+    """
+    CREATE TABLE listener (
+        namespace INTEGER NOT NULL,
+        address TEXT NOT NULL,
+        probed REAL NOT NULL,
+        PRIMARY KEY (namespace, address)
+    ) WITHOUT ROWID
+    """,
+)
+
 #: One entry a version; ``PRAGMA user_version`` counts those that a file has had.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _TALLY_COLUMNS = (*STATES, *(f"total_{name}" for name in TOTALS))
 _TALLY = (
-    f"INSERT INTO tally VALUES ({', '.join('?' * (TALLY_WIDTH + 2))}) ON CONFLICT DO UPDATE SET "
+    f"INSERT INTO tally (queue, task, {', '.join(_TALLY_COLUMNS)}) "
+    f"VALUES ({', '.join('?' * (TALLY_WIDTH + 2))}) ON CONFLICT DO UPDATE SET "
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in _TALLY_COLUMNS)
 )
 _QUEUE = (

@@ -8,14 +8,8 @@ import msgspec
 
 from plugq.errors import PlugqError
 from plugq.job import FINAL, AttemptRecord, JobRecord, JobRef, JobState, Outcome, Progress
-from plugq.protocols.storage import (
-    Cancel,
-    Configure,
-    EditStatus,
-    FindQuery,
-    QueueSettings,
-    SubmitStatus,
-)
+from plugq.protocols.edits import Cancel, Configure, EditStatus, QueueSettings
+from plugq.protocols.storage import FindQuery, SubmitStatus
 from plugq.testing.contract.scene import STATES, Contract
 
 if TYPE_CHECKING:

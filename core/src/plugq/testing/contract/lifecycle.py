@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING
 
 from plugq.errors import PlugqError
 from plugq.job import Event, JobRef, JobState
+from plugq.protocols.edits import Cancel
 from plugq.protocols.plugin import API_VERSION, Capability
-from plugq.protocols.storage import (
-    Cancel,
-    FindQuery,
-    LeaseRef,
-    RegisterChange,
-    SweepRequest,
-)
+from plugq.protocols.storage import FindQuery, LeaseRef, RegisterChange, SweepRequest
 from plugq.testing.contract.scene import Contract, Scene
 from plugq.testing.requirements import requires
 

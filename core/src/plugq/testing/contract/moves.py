@@ -12,7 +12,8 @@ from plugq.job import (
     Outcome,
     allowed,
 )
-from plugq.protocols.storage import EditStatus, SubmitStatus
+from plugq.protocols.edits import EditStatus
+from plugq.protocols.storage import SubmitStatus
 from plugq.testing.contract.scene import Contract, Scene
 
 _OUTCOMES = {

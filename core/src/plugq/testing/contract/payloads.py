@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from plugq.job import JobState, Outcome
-from plugq.protocols.storage import Cancel, FindQuery
+from plugq.protocols.edits import Cancel
+from plugq.protocols.storage import FindQuery
 from plugq.testing.contract.scene import Contract, Scene
 
 _IDS = (

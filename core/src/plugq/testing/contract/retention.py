@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from plugq.job import LINGER, Event, JobState, Outcome
-from plugq.protocols.storage import EditStatus, SubmitStatus
+from plugq.protocols.edits import EditStatus
+from plugq.protocols.storage import SubmitStatus
 from plugq.testing.contract.scene import Contract
 
 _MS = 0.001

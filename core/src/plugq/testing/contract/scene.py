@@ -14,24 +14,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import msgspec
 
 from plugq.job import JobRecord, JobRef, JobState, Outcome
-from plugq.protocols.plugin import PluginContext
-from plugq.protocols.storage import (
+from plugq.protocols.edits import (
     Cancel,
-    ClaimReply,
-    ClaimRequest,
     Configure,
     EditReply,
+    Pause,
+    Purge,
+    QueueSettings,
+    Redrive,
+    Resume,
+)
+from plugq.protocols.plugin import PluginContext
+from plugq.protocols.storage import (
+    ClaimReply,
+    ClaimRequest,
     FindQuery,
     Finished,
     Lease,
     LeaseRef,
     NewJob,
     Notice,
-    Pause,
-    Purge,
-    QueueSettings,
-    Redrive,
-    Resume,
     Settlement,
     SettleReply,
     Storage,

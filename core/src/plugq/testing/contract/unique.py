@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from plugq.job import JobState, Outcome
-from plugq.protocols.storage import EditStatus, SubmitStatus, UniqueKey, UniqueMode
+from plugq.protocols.edits import EditStatus
+from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import Contract
 
 _STARTED = UniqueKey(UniqueMode.UNTIL_STARTED, "k")
