@@ -48,10 +48,24 @@ async def gated(name: str) -> str:
     """Answer with the pid once the test has made the file that lets this process go on."""
     ctx = plugq.current()
     note("start", name, ctx.attempt, ctx.token)
-    while not (FOLDER / f"go-{os.getpid()}").exists():
-        await asyncio.sleep(0.01)
-    note("end", name, ctx.attempt, ctx.cancel_reason)
+    try:
+        while not (FOLDER / f"go-{os.getpid()}").exists():
+            await asyncio.sleep(0.01)
+    finally:
+        # Also where the loss of the lease was noticed first, and the handler cancelled for it.
+        note("end", name, ctx.attempt, ctx.cancel_reason)
     return str(os.getpid())
+
+
+@app.task("endless", retry=plugq.RetryPolicy(max_attempts=2, base=0.01))
+async def endless() -> None:
+    """Run until it is stopped, and note why it was."""
+    ctx = plugq.current()
+    note("start", ctx.job.id, ctx.attempt)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        note("stopped", ctx.job.id, ctx.cancel_reason)
 
 
 @app.task("poison", retry=plugq.RetryPolicy(max_attempts=10, base=0.01))

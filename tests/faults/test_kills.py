@@ -3,65 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
 import plugq
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "kills_processes", Path(__file__).with_name("test_processes.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-PROCESSES = _load()
 WORKERS = 3
 
 
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[object]:
-    one = PROCESSES.Deployment(tmp_path)
-    yield one
-    one.close()
-
-
 @pytest.mark.timeout(120)
-async def test_nothing_is_lost_while_workers_die(deployment: object) -> None:
+async def test_nothing_is_lost_while_workers_die(deployment: Any) -> None:
     await storm(deployment, kills=6, seed=1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("seed", range(int(os.environ.get("SOAK_SEEDS", "5"))))
-async def test_nothing_is_lost_in_hundreds_of_deaths(deployment: object, seed: int) -> None:
+async def test_nothing_is_lost_in_hundreds_of_deaths(deployment: Any, seed: int) -> None:
     await storm(deployment, kills=60, seed=seed)
 
 
-async def storm(deployment: object, *, kills: int, seed: int) -> None:
-    world: PROCESSES.Deployment = deployment  # type: ignore[name-defined]
+async def storm(deployment: Any, *, kills: int, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - a story that can be told again
-    workers = [world.worker() for _ in range(WORKERS)]
+    workers = [deployment.worker() for _ in range(WORKERS)]
     handles: list[plugq.JobHandle[object]] = []
     stop = asyncio.Event()
 
-    async with PROCESSES.client_of(world) as client:
+    async with deployment.client() as client:
 
         async def produce() -> None:
             while not stop.is_set():
@@ -78,11 +52,11 @@ async def storm(deployment: object, *, kills: int, seed: int) -> None:
                 # Past its lease and back: what it says then must be refused.
                 workers[index].send_signal(signal.SIGSTOP)
                 paused = workers[index]
-                workers[index] = world.worker()
+                workers[index] = deployment.worker()
                 asyncio.get_running_loop().call_later(2.5, paused.send_signal, signal.SIGCONT)
             else:
                 workers[index].kill()
-                workers[index] = world.worker()
+                workers[index] = deployment.worker()
         stop.set()
         await producing
         begin = time.monotonic()
@@ -96,7 +70,7 @@ async def storm(deployment: object, *, kills: int, seed: int) -> None:
     assert {job.code for job in jobs if job.state == "failed"} <= {"crashed"}
     counts, totals = stats.queues[0].counts, stats.queues[0].totals
     assert totals["accepted"] == len(handles) == sum(counts.values()) + totals["removed"]
-    starts = Counter(int(fact[1]) for fact in world.facts("slow"))
+    starts = Counter(int(fact[1]) for fact in deployment.facts("slow"))
     assert set(starts) == set(range(len(handles)))
     for number, job in enumerate(jobs):
         # Between the claim and the ledger a worker may have died, never the other way round.
