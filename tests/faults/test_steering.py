@@ -31,10 +31,8 @@ async def running(deployment: Any, client: plugq.Client, fate: str, **options: A
 
 async def ends(handle: Any, patience: float) -> tuple[plugq.Job, plugq.JobError]:
     """Return what both kinds of waiters, begun before the end, are given."""
-    answers: list[Any] = await asyncio.gather(
-        handle.result(patience), handle.wait(patience), return_exceptions=True
-    )
-    result, job = answers
+    waits: list[Any] = [handle.result(patience), handle.wait(patience)]
+    result, job = await asyncio.gather(*waits, return_exceptions=True)
     assert isinstance(result, plugq.JobError), result
     assert isinstance(job, plugq.Job), job
     # Whoever comes later is told the same.

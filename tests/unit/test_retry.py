@@ -129,3 +129,17 @@ def test_another_number_of_attempts_leaves_the_rest() -> None:
 def test_a_delay_beyond_all_numbers_is_the_longest() -> None:
     terms = RetryPolicy(max_attempts=1000, factor=1e9, jitter=0, max_delay="1h").terms()
     assert terms.delay(900) == 3600
+
+
+def test_terms_have_the_defaults_of_the_policy() -> None:
+    assert RetryTerms() == RetryPolicy().terms()
+
+
+def test_one_attempt_means_no_retry() -> None:
+    assert RetryPolicy(max_attempts=1).terms().max_attempts == 1
+    assert RetryPolicy().with_max_attempts(1).terms().max_attempts == 1
+
+
+def test_the_draw_is_named() -> None:
+    with pytest.raises(TypeError):
+        RetryTerms().delay(1, lambda: 0.0)  # type: ignore[misc]
