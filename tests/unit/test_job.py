@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from plugq.job import (
@@ -11,9 +12,12 @@ from plugq.job import (
     GIVES_ATTEMPT_BACK,
     TRANSITIONS,
     WAITING,
+    AttemptRecord,
     Event,
+    JobRecord,
     JobState,
     Outcome,
+    Progress,
     allowed,
     state_after_lapse,
     state_after_settlement,
@@ -117,3 +121,44 @@ def test_where_a_lapsed_lease_leads(left: bool, crashes: int, after: JobState) -
 
     assert lapse(cancel_requested=False) is after
     assert lapse(cancel_requested=True) is C
+
+
+def test_records_begin_empty() -> None:
+    record = JobRecord(queue="q", id="i", task="t", state=Q, sequence=1)
+    assert msgspec.structs.asdict(record) == {
+        "queue": "q",
+        "id": "i",
+        "task": "t",
+        "state": Q,
+        "sequence": 1,
+        "generation": 0,
+        "submission": b"",
+        "priority": 0,
+        "lane": None,
+        "batch": None,
+        "attempt": 0,
+        "max_attempts": 1,
+        "crashes": 0,
+        "token": 0,
+        "worker": "",
+        "submitted_at": 0.0,
+        "ready_at": 0.0,
+        "started_at": None,
+        "finished_at": None,
+        "expires_at": None,
+        "deadline_at": None,
+        "lease_until": None,
+        "cancel_requested": False,
+        "progress": None,
+        "code": "",
+        "history": (),
+        "body": None,
+        "result": None,
+        "result_expired": False,
+    }
+    attempt = AttemptRecord(attempt=1, code="error")
+    assert msgspec.structs.astuple(attempt) == (1, "error", "", "", "", "", 0.0, 0.0)
+    assert Progress(current=3).total == 100.0
+    assert record.error is None
+    failed = msgspec.structs.replace(record, history=(attempt, AttemptRecord(attempt=2, code="x")))
+    assert failed.error == AttemptRecord(attempt=2, code="x")

@@ -142,4 +142,4 @@ def test_one_attempt_means_no_retry() -> None:
 
 def test_the_draw_is_named() -> None:
     with pytest.raises(TypeError):
-        RetryTerms().delay(1, lambda: 0.0)  # type: ignore[misc]
+        RetryTerms().delay(1, lambda: 0.0)  # type: ignore[call-arg]
