@@ -60,15 +60,30 @@ async def restore(storage: Storage, number: int) -> float:
     return number / (time.perf_counter() - began)
 
 
-async def cycles(storage: Storage, jobs: int, numbers: itertools.count[int]) -> float:
+async def submit(storage: Storage, lanes: Sequence[str | None]) -> None:
+    """Submit a job for each lane named."""
+    await storage.submit(
+        [
+            NewJob(
+                queue=QUEUE,
+                id=uuid7(),
+                task=TASK,
+                submission=os.urandom(16),
+                body=BODY,
+                lane=lane,
+            )
+            for lane in lanes
+        ]
+    )
+
+
+async def cycles(
+    storage: Storage, jobs: int, numbers: itertools.count[int], *, lanes: int = 0
+) -> float:
     """Submit jobs, then claim and settle them all; return microseconds a job for the latter."""
+    names = [f"lane-{number % lanes}" if lanes else None for number in range(CHUNK)]
     for _ in range(0, jobs, CHUNK):
-        await storage.submit(
-            [
-                NewJob(queue=QUEUE, id=uuid7(), task=TASK, submission=os.urandom(16), body=BODY)
-                for _ in range(CHUNK)
-            ]
-        )
+        await submit(storage, names)
     began = time.perf_counter()
     leases: Sequence[Any] = (await storage.claim(_request(numbers))).leases
     done = 0

@@ -1,7 +1,8 @@
 """The benchmarks: ``python benchmarks/run.py [NAME …] [--jobs N] [--repeat N] [--json FILE]``.
 
-Names are drain, finished, idle, wake, start and all, which is the default. README.md says what each
-figure means. Figures of one run may be compared with each other, those of two machines may not.
+Names are drain, finished, lanes, idle, wake, start and all, which is the default. README.md says
+what each figure means. Figures of one run may be compared with each other, those of two machines
+may not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from figures import machine
 from settings import Settings
 
-NAMES = ("drain", "finished", "idle", "wake", "start")
+NAMES = ("drain", "finished", "lanes", "idle", "wake", "start")
 
 
 def disk() -> Path:
@@ -27,7 +28,7 @@ def disk() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure plugq.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*NAMES, "all")))
-    parser.add_argument("--jobs", type=int, help="how many jobs (drain, finished)")
+    parser.add_argument("--jobs", type=int, help="how many jobs (drain, finished, lanes)")
     parser.add_argument("--processes", type=int, help="how many idle processes (wake)")
     parser.add_argument("--repeat", type=int, help="how many runs (default 3; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
