@@ -6,6 +6,7 @@ tox.ini.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from pathlib import Path
@@ -20,6 +21,15 @@ nox.options.sessions = ["lint", "typing", "imports", "tests"]
 
 ROOT = Path(__file__).parent
 DIST = ROOT / "dist"
+#: What `mutation` breaks: modules, and the tests that have to notice.
+MUTATED = {
+    "job": (["job.py"], ["unit/test_job.py", "unit/builtin/test_memory.py"]),
+    "retry": (["retry.py"], ["unit/test_retry.py", "unit/worker/test_outcome.py"]),
+    "schedule": (
+        [f"schedule/{name}.py" for name in ("cron", "expression", "interval", "rule")],
+        ["unit/test_schedule.py"],
+    ),
+}
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/[!_]*/pyproject.toml"))
 
 
@@ -62,6 +72,34 @@ def soak(session: nox.Session) -> None:
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "soak"},
     )
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Break decisions in every small way and list what no test notices; takes an hour.
+
+    Arguments choose among job, retry and schedule. Works on a copy: a module is broken in place.
+    """
+    copy = Path(session.create_tmp()) / "checkout"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".nox", ".venv*", "dist"))
+    with session.chdir(copy):
+        install(session, "editable", "test", "mutation")
+        for name in session.posargs or MUTATED:
+            modules, suites = MUTATED[name]
+            command = "python -m pytest -x -q -p no:randomly -p no:cacheprovider "
+            settings = {
+                "module-path": [f"core/src/plugq/{module}" for module in modules],
+                "timeout": 60.0,
+                "test-command": command + " ".join(f"tests/{suite}" for suite in suites),
+                "distributor.name": "local",
+            }
+            # What these values look like in JSON they look like in TOML.
+            lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+            Path(f"{name}.toml").write_text("\n".join(["[cosmic-ray]", *lines]), "utf-8")
+            session.run("cosmic-ray", "init", f"{name}.toml", f"{name}.sqlite")
+            session.run("cosmic-ray", "exec", f"{name}.toml", f"{name}.sqlite")
+            session.run("cr-report", f"{name}.sqlite", "--surviving-only", "--show-diff")
 
 
 @nox.session
