@@ -168,8 +168,9 @@ class JobTable:
         job = record.job
         record.finished_at = now
         record.code = code
-        record.tally.totals[state] += 1
-        record.tally.ended(now)
+        tally = record.tally
+        tally.totals[state] += 1
+        tally.ended(now)
         if record.batch is not None:
             self.batches.ended(record.batch, now)
         ttl = job.failure_ttl

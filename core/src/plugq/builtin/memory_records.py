@@ -26,6 +26,9 @@ _SUCCEEDED = JobState.SUCCEEDED
 _FAILED = JobState.FAILED
 _SMALLEST_AGENDA = 256
 
+#: What one end adds to the rate.
+_ONE_END = 1 / RATE_TIME
+
 _sequence = attrgetter("sequence")
 
 
@@ -171,8 +174,10 @@ class Tally:
 
     def ended(self, now: float) -> None:
         """Count one more end for the rate."""
-        self.rate = self.rate_now(now) + 1 / RATE_TIME
-        self.rate_at = now
+        if now != self.rate_at:
+            self.rate = self.rate_now(now)
+            self.rate_at = now
+        self.rate += _ONE_END
 
     def rate_now(self, now: float) -> float:
         """Return the rate as it has decayed until now."""
