@@ -26,9 +26,6 @@ _SUCCEEDED = JobState.SUCCEEDED
 _FAILED = JobState.FAILED
 _SMALLEST_AGENDA = 256
 
-#: What one end adds to the rate.
-_ONE_END = 1 / RATE_TIME
-
 _sequence = attrgetter("sequence")
 
 
@@ -172,12 +169,10 @@ class Tally:
             0,
         )
 
-    def ended(self, now: float) -> None:
-        """Count one more end for the rate."""
-        if now != self.rate_at:
-            self.rate = self.rate_now(now)
-            self.rate_at = now
-        self.rate += _ONE_END
+    def decay(self, now: float) -> None:
+        """Bring the rate to another time."""
+        self.rate = self.rate_now(now)
+        self.rate_at = now
 
     def rate_now(self, now: float) -> float:
         """Return the rate as it has decayed until now."""
