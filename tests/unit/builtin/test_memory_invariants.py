@@ -215,7 +215,14 @@ def check_queue(queue: Queue, now: float) -> None:
     entries = [entry[4] for entry in queue._entries if entry[4].place == entry[3]]
     assert len(entries) == len(placed) == queue.ready
     assert set(entries) == placed
-    assert queue.oldest() == min((record.ready_at for record in placed), default=None)
+    ready = set(placed)
+    for lane in queue.lanes.values():
+        if lane.head is not None:
+            limit = 1 if queue.settings is None else queue.settings.lane_max_running
+            standing = sorted(entry[:4] for entry in lane.entries if entry[4].move == entry[3])
+            moves = {entry[3] for entry in standing[: limit - lane.running]}
+            ready |= {record for record in records if record.move in moves}
+    assert queue.oldest() == min((record.ready_at for record in ready), default=None)
     check_lanes(queue, [record for record in records if not record.overdue(now)], placed)
     for key, held in queue.keys.items():
         unique = held.holder.job.unique

@@ -664,6 +664,19 @@ class CountsTheBlockedAsReady(MemoryStorage):
         return replace(stats, queues=tuple(queues))
 
 
+class LooksOnlyAtTheHeadsOfLanes(MemoryStorage):
+    """What else a lane may run is not taken for ready."""
+
+    async def stats(self) -> Stats:
+        stats = await super().stats()
+        queues = []
+        for queue in stats.queues:
+            jobs = self._jobs.queue(queue.queue).jobs.values()
+            ready = [record.ready_at for record in jobs if record.place]
+            queues.append(replace(queue, oldest=stats.now - min(ready) if ready else None))
+        return replace(stats, queues=tuple(queues))
+
+
 class ItsRateNeverDecays(MemoryStorage):
     """A burst of an hour ago counts as one of now."""
 
@@ -873,6 +886,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     FindsBatchesBySearching: ("find_by_batch_examines_only_that_batch",),
     TakesTheNextForTheOldest: ("the_oldest_ready_job_may_have_any_priority",),
     CountsTheBlockedAsReady: ("only_what_a_free_worker_could_run_is_ready",),
+    LooksOnlyAtTheHeadsOfLanes: ("as_many_of_a_lane_are_ready_as_it_may_run",),
     ItsRateNeverDecays: ("the_rate_decays",),
     CountsOnlySettledEnds: ("the_rate_counts_every_end",),
     TakesEveryAttemptForARun: ("run_time_is_the_mean_of_what_holders_ended",),

@@ -64,6 +64,22 @@ class Figures(Contract):
             await scene.sweep()
             assert await _oldest(scene) == 3
 
+    async def test_as_many_of_a_lane_are_ready_as_it_may_run(self) -> None:
+        """Not only the next one, and none beyond."""
+        async with self.scene() as scene:
+            await scene.configure(lane_max_running=2)
+            await scene.submit("third", lane="l", priority=-5)
+            scene.clock.advance(1)
+            await scene.submit("second", lane="l")
+            scene.clock.advance(2)
+            await scene.submit("first", lane="l", priority=5)
+            scene.clock.advance(3)
+            assert await _oldest(scene) == 5
+            lease = await scene.take("first")
+            assert await _oldest(scene) == 5
+            await scene.end(lease)
+            assert await _oldest(scene) == 6
+
     async def test_run_time_is_the_mean_of_what_holders_ended(self) -> None:
         """By success, failure, retry and skip; nothing else tells how long a task takes."""
         async with self.scene() as scene:
