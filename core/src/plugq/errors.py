@@ -100,7 +100,7 @@ class Undecodable(PayloadError):
 
 
 class QueueFull(PlugqError):
-    """The queue holds as many waiting jobs as its ``max_length`` allows."""
+    """The queue holds as many waiting jobs as its ``max_length`` allows, or is being drained."""
 
     def __init__(self, message: str, *, queue: str | None = None) -> None:
         super().__init__(message)

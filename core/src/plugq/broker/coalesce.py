@@ -22,6 +22,9 @@ class Coalescer(Generic[Item, Answer]):
     is atomic for a batch stays so for it. At most ``most`` items or ``most_bytes`` as measured by
     ``size`` go into one merged call; the rest waits for the next. A caller that is cancelled
     leaves before its items are taken, or not at all.
+
+    ``refused`` knows the answers that say that nothing of a call was done. A caller who gets one
+    from a merged call is asked for alone, since somebody else's items may be the reason.
     """
 
     def __init__(
@@ -31,11 +34,13 @@ class Coalescer(Generic[Item, Answer]):
         most: int = 1000,
         most_bytes: int = 8 * 1024 * 1024,
         size: Callable[[Item], int] | None = None,
+        refused: Callable[[Answer], bool] | None = None,
     ) -> None:
         self._verb = verb
         self._most = most
         self._most_bytes = most_bytes
         self._size = size
+        self._refused = refused
         self._waiting: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = deque()
         self._flusher: asyncio.Task[None] | None = None
 
@@ -96,10 +101,18 @@ class Coalescer(Generic[Item, Answer]):
                 raise
             return
         start = 0
+        again: list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = []
         for items, future in group:
-            if not future.done():
-                future.set_result(answers[start : start + len(items)])
+            own = answers[start : start + len(items)]
             start += len(items)
+            if future.done():
+                continue
+            if len(group) > 1 and self._refused is not None and any(map(self._refused, own)):
+                again.append((items, future))
+            else:
+                future.set_result(own)
+        # All at once: a storage that shares its writes among calls needs one for them.
+        await asyncio.gather(*(self._answer([single]) for single in again))
 
 
 __all__ = ["Coalescer"]

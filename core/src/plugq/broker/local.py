@@ -36,7 +36,7 @@ from plugq.job import JobState, Outcome
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
 from plugq.protocols.edits import Configure
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import ClaimReply, Resync, Settlement, Wake
+from plugq.protocols.storage import ClaimReply, Resync, Settlement, SubmitStatus, Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply, QueueSettings
     from plugq.protocols.storage import (
+        BatchCounts,
         ClaimRequest,
         FindQuery,
         Holder,
@@ -71,6 +72,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 #: wake-ups by the storage.
 SLOW_POLL = 10.0
 POLL = 1.0
+
+#: Answers that stand for a whole call of which nothing was stored.
+_NOTHING_STORED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
 class LocalBroker(Lifecycle):
@@ -135,6 +139,7 @@ class LocalBroker(Lifecycle):
         self._submits: Coalescer[NewJob, SubmitReply] = Coalescer(
             storage.submit,
             size=lambda job: len(job.body) + 200,
+            refused=lambda reply: reply.status in _NOTHING_STORED,
         )
         self._gets: dict[tuple[bool, bool], Coalescer[JobRef, JobRecord | None]] = {}
 
@@ -261,6 +266,10 @@ class LocalBroker(Lifecycle):
     async def find(self, query: FindQuery) -> Page:
         """Return one page of jobs."""
         return await self._storage.find(query)
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        """Return the counts of batches, ``None`` for one that never had a job or is forgotten."""
+        return await self._storage.batches(batches)
 
     async def stats(self) -> Stats:
         """Return the store in numbers."""

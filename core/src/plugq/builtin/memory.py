@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.plugin import PluginContext
     from plugq.protocols.storage import (
+        BatchCounts,
         ClaimReply,
         ClaimRequest,
         FindQuery,
@@ -165,6 +166,11 @@ class MemoryStorage:
         """Return one page, newest first."""
         with self._lock:
             return memory_index.find(self._jobs, query, self._now())
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        """Return the counts of batches."""
+        with self._lock:
+            return memory_index.batches(self._jobs, batches, self._now())
 
     async def stats(self) -> Stats:
         """Return the counters."""

@@ -32,6 +32,8 @@ _COUNTED = {
     Outcome.SNOOZE: "snoozed",
     Outcome.RELEASE: "released",
 }
+#: Outcomes of attempts whose time counts as the run time of their task.
+_RAN = frozenset({Outcome.SUCCEED, Outcome.FAIL, Outcome.RETRY, Outcome.SKIP})
 
 
 def claim(table: JobTable, request: ClaimRequest, now: float) -> ClaimReply:
@@ -103,6 +105,10 @@ def settle(table: JobTable, settlement: Settlement, now: float) -> SettleReply:
         record.result = settlement.result
     else:
         _note(record, settlement, now)
+    if outcome in _RAN and record.started_at is not None:
+        tally = record.tally
+        tally.run_seconds += now - record.started_at
+        tally.run_count += 1
     table.end_lease(record)
     if state in FINAL:
         code = settlement.code or ("error" if state is _FAILED else "")

@@ -1,14 +1,26 @@
-"""Looking at the memory storage's jobs and steering them: get, find, stats and edit."""
+"""Looking at the memory storage's jobs and steering them: get, find, batches, stats and edit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plugq.builtin.memory_records import show
+from plugq.builtin.memory_records import Series, show
 from plugq.errors import PlugqError
 from plugq.job import Event, JobRef, JobState, allowed
-from plugq.protocols.edits import Cancel, Configure, EditReply, EditStatus, Pause, Purge, Redrive
-from plugq.protocols.storage import Page, QueueStats, Stats, TaskStats
+from plugq.protocols.edits import (
+    Cancel,
+    Configure,
+    Drain,
+    EditReply,
+    EditStatus,
+    JobEdit,
+    Pause,
+    Redrive,
+    Reprioritise,
+    Resume,
+    Retain,
+)
+from plugq.protocols.storage import BatchCounts, Page, QueueStats, Stats, TaskStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,20 +63,23 @@ def find(table: JobTable, query: FindQuery, now: float) -> Page:
     Raises:
         PlugqError: the cursor is none that a page has given out.
     """
-    at = len(table.by_sequence)
+    series = table.by_sequence
+    if query.batch is not None:
+        series = table.by_batch.get(query.batch, Series(0))
+    at = len(series)
     if query.cursor is not None:
         if not query.cursor.isascii() or not query.cursor.isdigit():
             message = f"find: {query.cursor!r} is no cursor; pass the one of the page before"
             raise PlugqError(message)
-        at = table.position(int(query.cursor))
+        at = series.position(int(query.cursor))
     jobs: list[JobRecord] = []
     lowest = max(0, at - EXAMINED)
     while at > lowest and len(jobs) < query.limit:
         at -= 1
-        record = table.by_sequence[at]
+        record = series[at]
         if record.move and not record.expired(now) and _matches(query, record, now):
             jobs.append(show(record, now, body=False, value=False, waiting=False))
-    cursor = str(table.by_sequence[at].sequence) if at else None
+    cursor = str(series[at].sequence) if at else None
     return Page(jobs=tuple(jobs), cursor=cursor)
 
 
@@ -75,10 +90,14 @@ def _matches(query: FindQuery, record: Record, now: float) -> bool:
         (not query.states or state in query.states)
         and (query.queue is None or job.queue == query.queue)
         and (query.task is None or job.task == query.task)
-        and (query.batch is None or job.batch == query.batch)
         and (query.since is None or record.submitted_at >= query.since)
         and (query.until is None or record.submitted_at < query.until)
     )
+
+
+def batches(table: JobTable, names: Sequence[str], now: float) -> list[BatchCounts | None]:
+    """Return the counts of each batch."""
+    return [table.batches.show(name, now) for name in names]
 
 
 def stats(table: JobTable, now: float) -> Stats:
@@ -91,7 +110,8 @@ def stats(table: JobTable, now: float) -> Stats:
             QueueStats(
                 queue=name,
                 paused=queue.paused,
-                oldest=None if oldest is None else max(0.0, now - oldest.ready_at),
+                draining=queue.draining,
+                oldest=None if oldest is None else max(0.0, now - oldest),
                 settings=queue.settings,
             ),
         )
@@ -101,6 +121,8 @@ def stats(table: JobTable, now: float) -> Stats:
                 task=task,
                 counts={str(state): count for state, count in tally.counts.items()},
                 totals=dict(tally.totals),
+                run_time=tally.run_seconds / tally.run_count if tally.run_count else None,
+                rate=tally.rate_now(now),
             )
             for task, tally in sorted(queue.tallies.items())
         ]
@@ -109,7 +131,7 @@ def stats(table: JobTable, now: float) -> Stats:
 
 def edit(table: JobTable, change: Edit, now: float) -> list[EditReply]:
     """Make an operator's change."""
-    if isinstance(change, Cancel | Redrive | Purge):
+    if isinstance(change, JobEdit):
         return [_edit_job(table, change, ref, now) for ref in change.refs]
     if isinstance(change, Configure):
         for settings in change.settings:
@@ -117,37 +139,55 @@ def edit(table: JobTable, change: Edit, now: float) -> list[EditReply]:
         return [_DONE] * len(change.settings)
     for name in change.queues:
         queue = table.queue(name)
+        if isinstance(change, Drain):
+            queue.draining = True
+            continue
         queue.paused = isinstance(change, Pause)
+        if isinstance(change, Resume):
+            queue.draining = False
         queue.fresh = queue.ready
     return [_DONE] * len(change.queues)
 
 
-def _edit_job(
-    table: JobTable, change: Cancel | Redrive | Purge, ref: JobRef, now: float
-) -> EditReply:
+def _edit_job(table: JobTable, change: JobEdit, ref: JobRef, now: float) -> EditReply:
     record = table.find(ref.queue, ref.id)
     if record is None or record.expired(now):
         return _NOT_FOUND
-    state = record.state
+    status, state = _change(table, change, record, now)
+    job = record.job
+    return EditReply(status, state, job.task, job.lane, job.batch)
+
+
+def _change(
+    table: JobTable, change: JobEdit, record: Record, now: float
+) -> tuple[EditStatus, JobState | None]:
+    """Make the change of one job; return what was done, and the state after it."""
+    state = JobState.FAILED if record.overdue(now) else record.state
     if isinstance(change, Cancel):
-        if record.overdue(now):
-            return EditReply(EditStatus.FINISHED, JobState.FAILED)
         if not allowed(state, Event.CANCEL):
-            return EditReply(EditStatus.FINISHED, state)
+            return EditStatus.FINISHED, state
         table.cancel(record, now)
         done = EditStatus.REQUESTED if state is JobState.RUNNING else EditStatus.DONE
-        return EditReply(done, record.state)
+        return done, record.state
+    if isinstance(change, Retain):
+        table.retain(record, change.ttl, now)
+        return EditStatus.DONE, state
+    if isinstance(change, Reprioritise):
+        if state.final:
+            return EditStatus.FINISHED, state
+        table.reprioritise(record, change.priority)
+        return EditStatus.DONE, state
     if isinstance(change, Redrive):
-        if not allowed(state, Event.REDRIVE) or _key_is_taken(record, now):
-            return EditReply(EditStatus.CONFLICT, state)
+        if not allowed(record.state, Event.REDRIVE) or _key_is_taken(record, now):
+            return EditStatus.CONFLICT, record.state
         table.redrive(record, now)
-        return EditReply(EditStatus.DONE, record.state)
-    if not allowed(state, Event.REMOVE):
-        return EditReply(EditStatus.CONFLICT, state)
+        return EditStatus.DONE, record.state
+    if not allowed(record.state, Event.REMOVE):
+        return EditStatus.CONFLICT, record.state
     table.remove(record)
     if record.job.origin:
-        table.signals.finished(record.job.origin, JobRef(ref.queue, ref.id))
-    return EditReply(EditStatus.DONE, None)
+        table.signals.finished(record.job.origin, JobRef(record.job.queue, record.job.id))
+    return EditStatus.DONE, None
 
 
 def _key_is_taken(record: Record, now: float) -> bool:
@@ -157,4 +197,4 @@ def _key_is_taken(record: Record, now: float) -> bool:
     return holder is not None and holder is not record
 
 
-__all__ = ["EXAMINED", "edit", "find", "get", "stats"]
+__all__ = ["EXAMINED", "batches", "edit", "find", "get", "stats"]

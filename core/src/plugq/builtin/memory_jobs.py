@@ -6,16 +6,17 @@ are in ``memory_submit``, ``memory_attempts``, ``memory_sweep`` and ``memory_ind
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from heapq import heappop, heappush
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from plugq.builtin.memory_batches import BatchBook
 from plugq.builtin.memory_claims import ClaimBook
 from plugq.builtin.memory_queue import Queue
-from plugq.builtin.memory_records import Agenda
+from plugq.builtin.memory_records import Agenda, Series
 from plugq.job import LINGER, JobRef, JobState
-from plugq.protocols.storage import UniqueMode
+from plugq.protocols.storage import RATE_TIME, UniqueMode
 
 if TYPE_CHECKING:
     from plugq.builtin.memory_records import Record
@@ -27,14 +28,16 @@ _RUNNING = JobState.RUNNING
 _SUCCEEDED = JobState.SUCCEEDED
 _CANCELLED = JobState.CANCELLED
 
-#: Removed records stay in the order of submission until they are this many more than half of it.
-_REMOVED_SLACK = 1_000
+#: What one end adds to the rate of its task.
+_ONE_END = 1 / RATE_TIME
 
-_sequence = attrgetter("sequence")
+#: Removed records stay in the order of submission until they are this many more than half of it,
+#: in that of all jobs and in that of one batch.
+_REMOVED_SLACK, _REMOVED_OF_BATCH = 1_000, 16
 
 
 class JobTable:
-    """Every job: by queue and id, by sequence, and by what it waits for.
+    """Every job: by queue and id, by sequence, by batch, and by what it waits for.
 
     ``overdue`` holds waiting jobs by deadline, ``running_overdue`` running ones, ``expiry`` final
     ones by when their value or they themselves go.
@@ -43,7 +46,9 @@ class JobTable:
     def __init__(self, signals: SignalBoard) -> None:
         self.signals = signals
         self.queues: dict[str, Queue] = {}
-        self.by_sequence: list[Record] = []
+        self.by_sequence: Series = Series(_REMOVED_SLACK)
+        self.by_batch: dict[str, Series] = {}
+        self.batches: BatchBook = BatchBook()
         self.claims: ClaimBook = ClaimBook()
         self.overdue: Agenda = Agenda()
         self.running_overdue: Agenda = Agenda()
@@ -51,7 +56,6 @@ class JobTable:
         self._throttles: list[tuple[float, int, Queue, str]] = []
         self._last_sequence = 0
         self._moves = 0
-        self._removed = 0
 
     def queue(self, name: str) -> Queue:
         """Return a queue, which exists from its first mention on."""
@@ -65,10 +69,6 @@ class JobTable:
         home = self.queues.get(queue)
         return None if home is None else home.jobs.get(id)
 
-    def position(self, sequence: int) -> int:
-        """Return where in ``by_sequence`` the first record with at least that sequence is."""
-        return bisect_left(self.by_sequence, sequence, key=_sequence)
-
     def next_sequence(self) -> int:
         """Return a sequence greater than every one before."""
         self._last_sequence += 1
@@ -76,24 +76,26 @@ class JobTable:
 
     def reserve_sequence(self, sequence: int) -> int:
         """Return that sequence if no job has it, else the next one."""
-        at = self.position(sequence)
+        at = self.by_sequence.position(sequence)
         taken = at < len(self.by_sequence) and self.by_sequence[at].sequence == sequence
         if taken or sequence <= 0:
             return self.next_sequence()
         self._last_sequence = max(self._last_sequence, sequence)
         return sequence
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, now: float) -> None:
         """Take in a new record, which is about to enter its first state."""
         tally = record.tally
         tally.totals["accepted"] += 1
         tally.counts[record.state] += 1
         record.queue.jobs[record.job.id] = record
-        by_sequence = self.by_sequence
-        if by_sequence and by_sequence[-1].sequence > record.sequence:
-            by_sequence.insert(self.position(record.sequence), record)
-        else:
-            by_sequence.append(record)
+        self.by_sequence.add(record)
+        batch = record.job.batch
+        if batch is not None:
+            self.batches.enter(record, batch, now)
+            if batch not in self.by_batch:
+                self.by_batch[batch] = Series(_REMOVED_OF_BATCH)
+            self.by_batch[batch].add(record)
 
     def remove(self, record: Record) -> None:
         """Forget a final job."""
@@ -101,16 +103,23 @@ class JobTable:
         record.tally.counts[record.state] -= 1
         record.tally.totals["removed"] += 1
         record.move = 0
-        self._removed += 1
-        if self._removed > len(self.by_sequence) // 2 + _REMOVED_SLACK:
-            self.by_sequence = [kept for kept in self.by_sequence if kept.move]
-            self._removed = 0
+        self.by_sequence.drop()
+        batch = record.job.batch
+        if batch is not None:
+            series = self.by_batch[batch]
+            series.drop()
+            if len(series) == series.removed:
+                del self.by_batch[batch]
 
     def shift(self, record: Record, state: JobState) -> None:
         """Change the state and make every entry of the former one outdated."""
         counts = record.tally.counts
         counts[record.state] -= 1
         counts[state] += 1
+        if record.batch is not None:
+            totals = record.batch.counts
+            totals[record.state] -= 1
+            totals[state] += 1
         record.state = state
         self._moves = record.move = self._moves + 1
 
@@ -162,7 +171,13 @@ class JobTable:
         job = record.job
         record.finished_at = now
         record.code = code
-        record.tally.totals[state] += 1
+        tally = record.tally
+        tally.totals[state] += 1
+        if now != tally.rate_at:
+            tally.decay(now)
+        tally.rate += _ONE_END
+        if record.batch is not None:
+            self.batches.ended(record.batch, now)
         ttl = job.failure_ttl
         if state is _SUCCEEDED or state is _CANCELLED:
             ttl = job.result_ttl
@@ -196,8 +211,29 @@ class JobTable:
         record.code = ""
         record.ready_at = now
         record.tally.totals["redriven"] += 1
+        self.batches.reenter(record, now)
         self.hold_key(record, now)
         self.wait(record, _QUEUED)
+
+    def retain(self, record: Record, ttl: float | None, now: float) -> None:
+        """Let a record, and its result if it has one still, be kept for another time."""
+        if record.finished_at is None:
+            record.job = replace(record.job, result_ttl=ttl, failure_ttl=ttl)
+            return
+        if record.value_until is None or record.value_until > now:
+            record.value_until = None if ttl is None else now + ttl
+        id_until = record.finished_at + record.job.id_ttl
+        record.expires_at = None if ttl is None else max(now + ttl, id_until)
+        self._moves = record.move = self._moves + 1
+        self.schedule_expiry(record)
+
+    def reprioritise(self, record: Record, priority: int) -> None:
+        """Give a live record another priority, and the place for it if it is queued."""
+        record.job = replace(record.job, priority=priority)
+        record.order = -priority
+        if record.state is _QUEUED:
+            self._stop_waiting(record)
+            self.wait(record, _QUEUED)
 
     def hold_key(self, record: Record, now: float) -> None:
         """Give a record its unique key, if it has one."""

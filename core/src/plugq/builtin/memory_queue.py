@@ -49,6 +49,18 @@ class Lane:
             (record.order, record.ready_at, record.sequence, record.move, record),
         )
 
+    def first(self, count: int) -> list[_Entry]:
+        """Return the first entries that still stand, at most ``count``."""
+        found: list[_Entry] = []
+        entries = self.entries
+        while entries and len(found) < count:
+            entry = heappop(entries)
+            if entry[4].move == entry[3]:
+                found.append(entry)
+        for entry in found:
+            heappush(entries, entry)
+        return found
+
 
 class Key:
     """A unique key that is held; of a throttle key, until when."""
@@ -69,9 +81,11 @@ class Queue:
 
     __slots__ = (
         "_entries",
+        "_last_order",
         "_limit",
         "_tickets",
         "delayed",
+        "draining",
         "fresh",
         "jobs",
         "keys",
@@ -95,6 +109,7 @@ class Queue:
         self.delayed: Agenda = Agenda()
         self.settings: QueueSettings | None = None
         self.paused: bool = False
+        self.draining: bool = False
         self.token: int = 0
         self.running: int = 0
         self.waiting: int = 0
@@ -102,6 +117,8 @@ class Queue:
         self.fresh: int = 0
         self._entries: list[_Entry] = []
         self._limit = _SMALLEST_HEAP
+        #: No entry of the ready order has a greater order than this.
+        self._last_order = 0
         self._tickets = 0
 
     def tally(self, task: str) -> Tally:
@@ -191,15 +208,34 @@ class Queue:
             lane.running += 1
             self._elect(record.job.lane, lane)
 
-    def oldest(self) -> Record | None:
-        """Return the first record of the ready order."""
+    def oldest(self) -> float | None:
+        """Return the earliest ready time of what only a free worker is missing for."""
+        soonest = self._oldest_shown()
+        limit = 1 if self.settings is None else self.settings.lane_max_running
+        if soonest is None or limit == 1:
+            return soonest
+        # A lane shows its first job only, and may run more.
+        for lane in self.lanes.values():
+            if lane.head is not None:
+                times = [entry[1] for entry in lane.first(limit - lane.running)]
+                soonest = min(soonest, *times)
+        return soonest
+
+    def _oldest_shown(self) -> float | None:
+        """Return the earliest ready time in the ready order.
+
+        While all of that has one priority the first entry has it, otherwise each is looked at.
+        """
         entries = self._entries
-        while entries:
-            _, _, _, ticket, record = entries[0]
-            if record.place == ticket:
-                return record
+        while entries and entries[0][4].place != entries[0][3]:
             heappop(entries)
-        return None
+        if not entries:
+            return None
+        if entries[0][0] == self._last_order:
+            return entries[0][1]
+        standing = [entry for entry in entries if entry[4].place == entry[3]]
+        self._last_order = max(entry[0] for entry in standing)
+        return min(entry[1] for entry in standing)
 
     def configure(self, settings: QueueSettings) -> None:
         """Set the limits and let the lanes in or out that they concern."""
@@ -242,6 +278,8 @@ class Queue:
             entries[:] = [entry for entry in entries if entry[4].place == entry[3]]
             heapify(entries)
             self._limit = max(_SMALLEST_HEAP, 2 * len(entries))
+        if not entries or record.order > self._last_order:
+            self._last_order = record.order
         self._tickets = record.place = self._tickets + 1
         heappush(entries, (record.order, record.ready_at, record.sequence, record.place, record))
         self.ready += 1

@@ -5,15 +5,19 @@ Records are mutable and never leave the storage; :func:`show` makes the frozen p
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from heapq import heapify, heappop, heappush
+from math import exp
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from plugq.job import LINGER, WAITING, JobRecord, JobState
-from plugq.protocols.storage import Lease, NewJob
+from plugq.protocols.storage import RATE_TIME, Lease, NewJob
 
 if TYPE_CHECKING:
+    from plugq.builtin.memory_batches import Batch
     from plugq.builtin.memory_claims import Claim
     from plugq.builtin.memory_queue import Queue
     from plugq.job import AttemptRecord, Progress
@@ -22,16 +26,19 @@ _SUCCEEDED = JobState.SUCCEEDED
 _FAILED = JobState.FAILED
 _SMALLEST_AGENDA = 256
 
+_sequence = attrgetter("sequence")
+
 
 class Record:
     """One job. ``move`` changes with every change of state, so that old entries betray themselves.
 
-    ``job`` is the submission and never changes. ``place`` is the ticket of the entry in the
-    ready order of its queue, 0 where it has none.
+    ``job`` is the submission; only an operator changes it. ``place`` is the ticket of the entry
+    in the ready order of its queue, 0 where it has none.
     """
 
     __slots__ = (
         "attempt",
+        "batch",
         "cancel_requested",
         "claim",
         "code",
@@ -66,6 +73,7 @@ class Record:
         self.job: NewJob = job
         self.queue: Queue = queue
         self.tally: Tally = queue.tally(job.task)
+        self.batch: Batch | None = None
         self.sequence: int = sequence
         self.generation: int = generation
         self.order: int = -job.priority
@@ -119,13 +127,29 @@ class Record:
 
 
 class Tally:
-    """The counters of one task in one queue."""
+    """The counters of one task in one queue.
 
-    __slots__ = ("counts", "queue", "task", "totals")
+    ``rate`` is as of ``rate_at``, ``run_seconds`` what ``run_count`` ended attempts ran.
+    """
+
+    __slots__ = (
+        "counts",
+        "queue",
+        "rate",
+        "rate_at",
+        "run_count",
+        "run_seconds",
+        "task",
+        "totals",
+    )
 
     def __init__(self, queue: str, task: str) -> None:
         self.queue: str = queue
         self.task: str = task
+        self.run_seconds: float = 0.0
+        self.run_count: int = 0
+        self.rate: float = 0.0
+        self.rate_at: float = 0.0
         self.counts: dict[str, int] = dict.fromkeys(JobState, 0)
         self.totals: dict[str, int] = dict.fromkeys(
             (
@@ -144,6 +168,46 @@ class Tally:
             ),
             0,
         )
+
+    def decay(self, now: float) -> None:
+        """Bring the rate to another time."""
+        self.rate = self.rate_now(now)
+        self.rate_at = now
+
+    def rate_now(self, now: float) -> float:
+        """Return the rate as it has decayed until now."""
+        if now <= self.rate_at:
+            return self.rate
+        return self.rate * exp((self.rate_at - now) / RATE_TIME)
+
+
+class Series(list["Record"]):
+    """Records by sequence; those that were removed stay until they are many."""
+
+    __slots__ = ("_slack", "removed")
+
+    def __init__(self, slack: int) -> None:
+        super().__init__()
+        self.removed: int = 0
+        self._slack = slack
+
+    def add(self, record: Record) -> None:
+        """Enter a record, which is nearly always the newest."""
+        if self and self[-1].sequence > record.sequence:
+            self.insert(self.position(record.sequence), record)
+        else:
+            self.append(record)
+
+    def drop(self) -> None:
+        """Count one more record that was removed, and let them go if they are too many."""
+        self.removed += 1
+        if self.removed > len(self) // 2 + self._slack:
+            self[:] = [kept for kept in self if kept.move]
+            self.removed = 0
+
+    def position(self, sequence: int) -> int:
+        """Return where the first record with at least that sequence is."""
+        return bisect_left(self, sequence, key=_sequence)
 
 
 class Agenda:
@@ -281,6 +345,7 @@ def submission_of(job: JobRecord) -> NewJob:
 __all__ = [
     "Agenda",
     "Record",
+    "Series",
     "Tally",
     "lease_of",
     "own_progress",

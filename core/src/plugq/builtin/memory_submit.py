@@ -41,9 +41,9 @@ _RESTORED = (
 
 
 def submit(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[SubmitReply]:
-    """Store jobs in the order given, unless one of them finds its queue full."""
+    """Store jobs in the order given, unless one of them finds its queue full or drained."""
     queues = [table.queue(name) for name in {job.queue for job in jobs}]
-    if any(queue.max_length is not None for queue in queues):
+    if any(queue.max_length is not None or queue.draining for queue in queues):
         refused = _refusal(table, jobs, now)
         if refused is not None:
             return refused
@@ -78,12 +78,12 @@ def _judge(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitRepl
 
 
 def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[SubmitReply] | None:
-    """Return the answers of a call that does not fit, ``None`` if it does."""
+    """Return the answers of a call that a queue refuses, ``None`` if none does."""
     stored: set[tuple[str, str]] = set()
     keys: set[tuple[str, str]] = set()
     added: dict[str, int] = {}
     replies: list[SubmitReply] = []
-    full = False
+    refused = False
     for job in jobs:
         queue = table.queues[job.queue]
         identity = (job.queue, job.id)
@@ -91,7 +91,8 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
         if reply is not None:
             replies.append(reply)
             continue
-        replies.append(SubmitReply(SubmitStatus.FULL, job.id, _QUEUED))
+        status = SubmitStatus.DRAINING if queue.draining else SubmitStatus.FULL
+        replies.append(SubmitReply(status, job.id, _QUEUED))
         key = None if job.unique is None else (job.queue, job.unique.key)
         if identity in stored or key in keys:
             continue
@@ -100,8 +101,9 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
             keys.add(key)
         added[job.queue] = added.get(job.queue, 0) + 1
         limit = queue.max_length
-        full = full or (limit is not None and queue.waiting + added[job.queue] > limit)
-    return replies if full else None
+        full = limit is not None and queue.waiting + added[job.queue] > limit
+        refused = refused or full or queue.draining
+    return replies if refused else None
 
 
 def _store(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitReply:
@@ -117,7 +119,7 @@ def _store(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitRepl
     if job.deadline_in is not None:
         relative, absolute = now + job.deadline_in, job.deadline_at
         record.deadline_at = relative if absolute is None else min(absolute, relative)
-    table.add(record)
+    table.add(record, now)
     table.hold_key(record, now)
     table.wait(record, _DELAYED if record.ready_at > now else _QUEUED)
     return SubmitReply(SubmitStatus.ACCEPTED, job.id, record.state, record.sequence, generation)
@@ -139,11 +141,13 @@ def restore(table: JobTable, job: JobRecord, now: float) -> None:
         setattr(record, name, getattr(job, name))
     record.progress = own_progress(job.progress)
     queue.token = max(queue.token, job.token)
-    table.add(record)
+    table.add(record, now)
     if job.state.final:
         record.value_until = job.expires_at
         record.finished_at = now if job.finished_at is None else job.finished_at
         table.shift(record, job.state)
+        if record.batch is not None:
+            table.batches.ended(record.batch, now)
         table.schedule_expiry(record)
     elif job.state is JobState.RUNNING:
         until = now if job.lease_until is None else job.lease_until

@@ -34,6 +34,7 @@ def sweep(table: JobTable, request: SweepRequest, now: float) -> SweepReply:
     _apply_retention(table, limit, changes, now)
     table.expire_keys(now, limit)
     table.claims.forget(now, limit)
+    table.batches.forget(now, limit)
     return SweepReply(changes=tuple(changes), next_in=_next(table, request, now))
 
 
@@ -116,6 +117,8 @@ def _change(record: Record, event: Event) -> Change:
         sequence=record.sequence,
         attempt=record.attempt,
         code="crashed" if event is Event.LAPSE else record.code,
+        lane=job.lane,
+        batch=job.batch,
     )
 
 

@@ -361,9 +361,7 @@ class Client(Lifecycle):
                     raise
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
-        for job, reply in zip(jobs, replies, strict=True):
-            if reply.status is SubmitStatus.FULL:
-                raise QueueFull(f"queue {job.queue!r} is full; nothing was stored", queue=job.queue)
+        _check_stored(jobs, replies)
         return replies
 
     async def _ask(self, verb: Callable[[], Awaitable[R]]) -> R:
@@ -483,6 +481,25 @@ class Client(Lifecycle):
             raise Undecodable(f"no serde for {content_type!r} is installed here")
         context = SerdeContext(task=record.task, queue=record.queue, id=record.id)
         return serde.decode(data, context)
+
+
+def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> None:
+    """Raise for a call that was refused as a whole.
+
+    A queue that is drained is named first: beside it the answers of the others say only that
+    nothing was stored.
+    """
+    for status, reason in (
+        (
+            SubmitStatus.DRAINING,
+            "is being drained and takes no jobs; `plugq queues resume {}` ends that",
+        ),
+        (SubmitStatus.FULL, "is full; nothing was stored"),
+    ):
+        for job, reply in zip(jobs, replies, strict=True):
+            if reply.status is status:
+                message = f"queue {job.queue!r} {reason.format(job.queue)}"
+                raise QueueFull(message, queue=job.queue)
 
 
 def _state(name: JobState | str) -> JobState:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.storage import (
+        BatchCounts,
         ClaimReply,
         ClaimRequest,
         FindQuery,
@@ -91,6 +92,10 @@ class Broker(Protocol):
 
     async def find(self, query: FindQuery) -> Page:
         """Return one page of jobs."""
+        ...
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        """Return the counts of batches, ``None`` for one that never had a job or is forgotten."""
         ...
 
     async def stats(self) -> Stats:

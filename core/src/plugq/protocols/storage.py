@@ -511,6 +511,13 @@ class JobIndex(Protocol):
         """Return one page; a job that matches throughout a walk appears in it exactly once."""
         ...
 
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        """Return the counts of batches, ``None`` for one that never had a job or is forgotten.
+
+        They move in the same step as the jobs: also those of a retry, a redrive or a deadline.
+        """
+        ...
+
     async def stats(self) -> Stats:
         """Return counts that agree with what is stored (I13)."""
         ...

@@ -162,7 +162,7 @@ def _promote_due(tx: Transaction, queue: Queue, limit: int) -> float | None:
     if due_in is None or due_in > 0:
         return due_in
     due = tx.db.execute(
-        "SELECT seq, queue, task, lane FROM job INDEXED BY job_due "
+        "SELECT seq, queue, task, lane, batch FROM job INDEXED BY job_due "
         "WHERE queue = ? AND state = 0 AND ready_at <= ? ORDER BY ready_at, seq LIMIT ?",
         (queue.id, tx.now, 2 * limit + 100),
     ).fetchall()
@@ -252,6 +252,7 @@ def _lease(
         tally[QUEUED] -= 1
         tally[RUNNING] += 1
         tally[STARTED] += 1
+        tx.batches.moved(batch, QUEUED, RUNNING)
         if lane is not None:
             tx.lanes.started(queue.id, lane)
         if mode == UNTIL_STARTED:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from plugq.job import Event, JobRef, JobState, allowed
-from plugq.protocols.edits import Cancel, Configure, EditReply, EditStatus, Pause, Purge, Redrive
+from plugq.job import LINGER, Event, JobRef, JobState, allowed
+from plugq.protocols.edits import (
+    Cancel,
+    Configure,
+    Drain,
+    EditReply,
+    EditStatus,
+    JobEdit,
+    Pause,
+    Redrive,
+    Reprioritise,
+    Retain,
+)
 from plugq_sqlite._moves import Finish, finish, remove, rows_by_ref
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -15,13 +26,17 @@ from plugq_sqlite._rows import (
     REDRIVEN,
     RUNNING,
     STATES,
+    SUCCEEDED,
     THROTTLE,
 )
 
 if TYPE_CHECKING:
-    from plugq.protocols.edits import Edit, QueueSettings
+    from plugq.protocols.edits import Edit, QueueSettings, Resume
     from plugq_sqlite._rows import Row
     from plugq_sqlite._transaction import Transaction
+
+    #: What an edit did to a job, and the state after it.
+    _Outcome = tuple[EditStatus, JobState | None]
 
 _DONE = EditReply(EditStatus.DONE)
 _NOT_FOUND = EditReply(EditStatus.NOT_FOUND)
@@ -36,22 +51,21 @@ _REDRIVE = """
 
 def edit(tx: Transaction, change: Edit) -> list[EditReply]:
     """Make the change and answer for each job or queue that it names."""
-    if isinstance(change, Cancel | Redrive | Purge):
+    if isinstance(change, JobEdit):
         replies = _edit_jobs(tx, change)
     elif isinstance(change, Configure):
         for settings in change.settings:
             _configure(tx, settings)
         replies = [_DONE] * len(change.settings)
     else:
-        paused = int(isinstance(change, Pause))
         for name in change.queues:
-            _pause(tx, name, paused)
+            _set_queue(tx, name, change)
         replies = [_DONE] * len(change.queues)
     tx.end_call()
     return replies
 
 
-def _edit_jobs(tx: Transaction, change: Cancel | Redrive | Purge) -> list[EditReply]:
+def _edit_jobs(tx: Transaction, change: JobEdit) -> list[EditReply]:
     replies: list[EditReply] = []
     seen: set[JobRef] = set()
     moved: list[Row] = []
@@ -63,20 +77,30 @@ def _edit_jobs(tx: Transaction, change: Cancel | Redrive | Purge) -> list[EditRe
         seen.add(ref)
         if row is None or _expired(row, tx.now):
             replies.append(_NOT_FOUND)
-        elif isinstance(change, Cancel):
-            replies.append(_cancel(tx, ref, row, moved))
-        elif isinstance(change, Redrive):
-            replies.append(_redrive(tx, row))
-        elif allowed(STATES[row.state], Event.REMOVE):
-            moved.append(row)
-            replies.append(_DONE)
         else:
-            replies.append(EditReply(EditStatus.CONFLICT, STATES[row.state]))
+            status, state = _change(tx, change, ref, row, moved)
+            replies.append(EditReply(status, state, tx.task_name(row.task), row.lane, row.batch))
     _write(tx, change, moved)
     return replies
 
 
-def _write(tx: Transaction, change: Cancel | Redrive | Purge, moved: list[Row]) -> None:
+def _change(tx: Transaction, change: JobEdit, ref: JobRef, row: Row, moved: list[Row]) -> _Outcome:
+    """Make the change of one job, or collect it; return what is done, and the state after it."""
+    if isinstance(change, Cancel):
+        return _cancel(tx, ref, row, moved)
+    if isinstance(change, Redrive):
+        return _redrive(tx, row)
+    if isinstance(change, Retain):
+        return _retain(tx, row, change.ttl)
+    if isinstance(change, Reprioritise):
+        return _reprioritise(tx, row, change.priority)
+    if allowed(STATES[row.state], Event.REMOVE):
+        moved.append(row)
+        return EditStatus.DONE, None
+    return EditStatus.CONFLICT, STATES[row.state]
+
+
+def _write(tx: Transaction, change: JobEdit, moved: list[Row]) -> None:
     """Cancel or remove the jobs collected so far, all at once."""
     if isinstance(change, Cancel):
         finish(tx, [Finish(row=row, state=CANCELLED, code="") for row in moved])
@@ -89,14 +113,19 @@ def _expired(row: Row, now: float) -> bool:
     return row.state >= FIRST_FINAL and row.expires_at is not None and row.expires_at <= now
 
 
-def _cancel(tx: Transaction, ref: JobRef, row: Row, moved: list[Row]) -> EditReply:
-    if row.state < RUNNING and row.deadline_at is not None and row.deadline_at <= tx.now:
-        return EditReply(EditStatus.FINISHED, JobState.FAILED)
-    if not allowed(STATES[row.state], Event.CANCEL):
-        return EditReply(EditStatus.FINISHED, STATES[row.state])
+def _shown(row: Row, now: float) -> JobState:
+    """Return the state as readers see it; a deadline holds before a sweep stores it."""
+    overdue = row.state < RUNNING and row.deadline_at is not None and row.deadline_at <= now
+    return JobState.FAILED if overdue else STATES[row.state]
+
+
+def _cancel(tx: Transaction, ref: JobRef, row: Row, moved: list[Row]) -> _Outcome:
+    state = _shown(row, tx.now)
+    if not allowed(state, Event.CANCEL):
+        return EditStatus.FINISHED, state
     if row.state < RUNNING:
         moved.append(row)
-        return EditReply(EditStatus.DONE, JobState.CANCELLED)
+        return EditStatus.DONE, JobState.CANCELLED
     tx.db.execute("UPDATE job SET cancel = 1 WHERE seq = ?", (row.seq,))
     peer = tx.db.execute(
         "SELECT peer FROM worker WHERE namespace = ? AND name = ?",
@@ -104,22 +133,62 @@ def _cancel(tx: Transaction, ref: JobRef, row: Row, moved: list[Row]) -> EditRep
     ).fetchone()
     if peer is not None and peer[0]:
         tx.cancel_asked.setdefault(peer[0], []).append(ref)
-    return EditReply(EditStatus.REQUESTED, JobState.RUNNING)
+    return EditStatus.REQUESTED, JobState.RUNNING
 
 
-def _redrive(tx: Transaction, row: Row) -> EditReply:
+def _redrive(tx: Transaction, row: Row) -> _Outcome:
     if not allowed(STATES[row.state], Event.REDRIVE) or not _retake_key(tx, row):
-        return EditReply(EditStatus.CONFLICT, STATES[row.state])
+        return EditStatus.CONFLICT, STATES[row.state]
     tx.db.execute(_REDRIVE, (tx.now, row.seq))
     tally = tx.tally(row.queue, row.task)
     tally[row.state] -= 1
     tally[QUEUED] += 1
     tally[REDRIVEN] += 1
+    tx.batches.revived(row.batch, row.state, QUEUED)
     if row.lane is None:
         tx.claimable(row.queue)
     else:
         tx.lanes.joined(row.queue, row.lane)
-    return EditReply(EditStatus.DONE, JobState.QUEUED)
+    return EditStatus.DONE, JobState.QUEUED
+
+
+def _retain(tx: Transaction, row: Row, ttl: float | None) -> _Outcome:
+    state = _shown(row, tx.now)
+    if row.state < FIRST_FINAL:
+        tx.db.execute(
+            "UPDATE job SET result_ttl = ?, failure_ttl = ? WHERE seq = ?",
+            (ttl, ttl, row.seq),
+        )
+        return EditStatus.DONE, state
+    [(ended, cleared)] = tx.db.execute(
+        "SELECT finished_at, result IS NULL FROM job WHERE seq = ?",
+        (row.seq,),
+    )
+    result_ttl = row.result_ttl
+    if row.state == SUCCEEDED and (result_ttl is None or ended + result_ttl > tx.now):
+        result_ttl = None if ttl is None else tx.now + ttl - ended
+    expires = tidy = None
+    if ttl is not None:
+        expires = max(tx.now + ttl, ended + row.id_ttl)
+        tidy = max(expires, ended + LINGER)
+    if row.state == SUCCEEDED and not cleared and result_ttl is not None:
+        looked_at = ended + max(result_ttl, LINGER)
+        tidy = looked_at if tidy is None else min(tidy, looked_at)
+    tx.db.execute(
+        "UPDATE job SET expires_at = ?, tidy_at = ?, result_ttl = ? WHERE seq = ?",
+        (expires, tidy, result_ttl, row.seq),
+    )
+    return EditStatus.DONE, state
+
+
+def _reprioritise(tx: Transaction, row: Row, priority: int) -> _Outcome:
+    state = _shown(row, tx.now)
+    if state.final:
+        return EditStatus.FINISHED, state
+    tx.db.execute("UPDATE job SET nprio = ? WHERE seq = ?", (-priority, row.seq))
+    if row.state == QUEUED and row.lane is not None:
+        tx.lanes.reordered(row.queue, row.lane)
+    return EditStatus.DONE, state
 
 
 def _retake_key(tx: Transaction, row: Row) -> bool:
@@ -141,13 +210,24 @@ def _retake_key(tx: Transaction, row: Row) -> bool:
     return True
 
 
-def _pause(tx: Transaction, name: str, paused: int) -> None:
+def _set_queue(tx: Transaction, name: str, change: Pause | Drain | Resume) -> None:
     queue = tx.make_queue(name)
-    if queue.paused != paused:
-        tx.db.execute("UPDATE queue SET paused = ? WHERE id = ?", (paused, queue.id))
-        queue.paused = paused
-        if not paused:
-            tx.opened(queue.id, sys.maxsize)
+    paused, draining = queue.paused, queue.draining
+    if isinstance(change, Pause):
+        paused = 1
+    elif isinstance(change, Drain):
+        draining = 1
+    else:
+        paused = draining = 0
+    if (paused, draining) == (queue.paused, queue.draining):
+        return
+    tx.db.execute(
+        "UPDATE queue SET paused = ?, draining = ? WHERE id = ?",
+        (paused, draining, queue.id),
+    )
+    if paused < queue.paused:
+        tx.opened(queue.id, sys.maxsize)
+    queue.paused, queue.draining = paused, draining
 
 
 def _configure(tx: Transaction, settings: QueueSettings) -> None:

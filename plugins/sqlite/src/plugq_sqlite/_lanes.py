@@ -86,6 +86,10 @@ class Lanes:
         change = self._change(queue, lane)
         change.look = change.added = True
 
+    def reordered(self, queue: int, lane: str) -> None:
+        """Note that a queued job of the lane has another place in it."""
+        self._change(queue, lane).added = True
+
     def started(self, queue: int, lane: str) -> None:
         """Note that a head of the lane was claimed."""
         change = self._change(queue, lane)

@@ -127,6 +127,7 @@ def finish(tx: Transaction, items: Sequence[Finish]) -> None:
         tally[row.state] -= 1
         tally[item.state] += 1
         tally[FINAL_TOTALS[item.state]] += 1
+        tx.batches.moved(row.batch, row.state, item.state)
         if row.origin:
             tx.tell_finished(row, JobRef(tx.queue_numbered(row.queue).name, row.id))
     join_rows(tx.db, _FINISH, changes)
@@ -172,6 +173,7 @@ def requeue(tx: Transaction, items: Sequence[Requeue]) -> None:
         tally = tx.tally(row.queue, row.task)
         tally[row.state] -= 1
         tally[item.state] += 1
+        tx.batches.moved(row.batch, row.state, item.state)
         if eligible:
             tx.claimable(row.queue)
         elif item.state == QUEUED and row.lane is not None:
@@ -255,17 +257,18 @@ def _append(tx: Transaction, row: Row, error: AttemptRecord | None) -> int:
     return row.failures + 1
 
 
-def promote(tx: Transaction, rows: Sequence[tuple[int, int, int, str | None]]) -> None:
-    """Queue delayed jobs whose time has come, given as (seq, queue, task, lane)."""
+def promote(tx: Transaction, rows: Sequence[tuple[int, int, int, str | None, str | None]]) -> None:
+    """Queue delayed jobs whose time has come, given as (seq, queue, task, lane, batch)."""
     tx.db.execute(
         "UPDATE job SET state = 1, eligible = lane IS NULL FROM json_each(?) AS s "
         "WHERE job.seq = s.value",
         (numbers(seq for seq, *_ in rows),),
     )
-    for _, queue, task, lane in rows:
+    for _, queue, task, lane, batch in rows:
         tally = tx.tally(queue, task)
         tally[DELAYED] -= 1
         tally[QUEUED] += 1
+        tx.batches.moved(batch, DELAYED, QUEUED)
         if lane is None:
             tx.claimable(queue)
         else:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from plugq.errors import PlugqError
 from plugq.job import LINGER, JobRecord
 from plugq.protocols.edits import QueueSettings
-from plugq.protocols.storage import Loaded, Page, QueueStats, Register, Stats, TaskStats
+from plugq.protocols.storage import (
+    BatchCounts,
+    Loaded,
+    Page,
+    QueueStats,
+    Register,
+    Stats,
+    TaskStats,
+)
+from plugq_sqlite._counts import decayed
 from plugq_sqlite._rows import (
     CODES,
     FAILED,
@@ -65,16 +74,33 @@ _PAGE = (
 _TALLY_SUM = "tally.delayed, tally.queued, tally.running, tally.succeeded, tally.failed, " + (
     "tally.cancelled, tally.skipped, " + ", ".join(f"tally.total_{name}" for name in TOTALS)
 )
+#: The first of each priority, found one after the other, so that the jobs between cost nothing.
+_OLDEST = """
+    WITH RECURSIVE level (nprio) AS (
+        SELECT (SELECT nprio FROM job INDEXED BY job_ready WHERE job.queue = queue.id
+            AND state = 1 AND eligible = 1 ORDER BY nprio LIMIT 1)
+        UNION ALL
+        SELECT (SELECT job.nprio FROM job INDEXED BY job_ready WHERE job.queue = queue.id
+            AND state = 1 AND eligible = 1 AND job.nprio > level.nprio ORDER BY job.nprio LIMIT 1)
+        FROM level WHERE level.nprio IS NOT NULL
+    )
+    SELECT min((SELECT ready_at FROM job INDEXED BY job_ready WHERE job.queue = queue.id
+        AND state = 1 AND eligible = 1 AND job.nprio = level.nprio ORDER BY ready_at LIMIT 1))
+    FROM level
+"""
 _STATS = f"""
-    SELECT meta.now, queue.name, queue.paused, queue.configured, queue.max_running,
-        queue.lane_max_running, queue.max_length,
-        (SELECT ready_at FROM job INDEXED BY job_ready WHERE job.queue = queue.id AND state = 1
-            AND eligible = 1 ORDER BY nprio, ready_at LIMIT 1),
-        task.name, {_TALLY_SUM}
+    SELECT meta.now, queue.name, queue.paused, queue.draining, queue.configured,
+        queue.max_running, queue.lane_max_running, queue.max_length, ({_OLDEST}),
+        task.name, tally.run_seconds, tally.run_count, tally.rate, tally.rate_at, {_TALLY_SUM}
     FROM meta LEFT JOIN queue ON queue.namespace = ?
         LEFT JOIN tally ON tally.queue = queue.id LEFT JOIN task ON task.id = tally.task
     ORDER BY queue.name, task.name
 """
+_BATCHES = (
+    "WITH s (k, name) AS (VALUES ?) "
+    f"SELECT s.k, meta.now, batch.expires, {', '.join(f'batch.{state}' for state in STATES)} "
+    "FROM s CROSS JOIN meta CROSS JOIN batch ON batch.namespace = ? AND batch.name = s.name"
+)
 _LOAD = (
     "WITH s (k, key) AS (VALUES ?) SELECT meta.now, s.k, r.version, r.value, r.expires FROM meta "
     "CROSS JOIN s LEFT JOIN register AS r ON r.namespace = ? AND r.key = s.key "
@@ -234,6 +260,23 @@ def _filters(namespace: int, query: FindQuery, now: float) -> tuple[list[str], l
     return where, values
 
 
+async def batches(
+    fetch: Fetch, now_of: Now, namespace: int, names: Sequence[str]
+) -> list[BatchCounts | None]:
+    """Return the counts of each batch that is not forgotten."""
+    found: list[BatchCounts | None] = [None] * len(names)
+    rows = list(enumerate(names))
+    for statement, parameters in joins(_BATCHES, rows, (namespace,)):
+        for place, stored, expires, *counts in await fetch(statement, parameters):
+            if expires is None or expires > now_of(stored):
+                states = [str(state) for state in STATES]
+                found[place] = BatchCounts(
+                    batch=names[place],
+                    counts=dict(zip(states, counts, strict=True)),
+                )
+    return found
+
+
 async def stats(fetch: Fetch, now_of: Now, namespace: int) -> Stats:
     """Return the counters of every task and the state of every queue."""
     queues: dict[str, QueueStats] = {}
@@ -243,8 +286,9 @@ async def stats(fetch: Fetch, now_of: Now, namespace: int) -> Stats:
         now = now_of(stored)
         if name is None:
             break
-        (paused, configured, max_running, lane_max_running, max_length, ready_at) = columns[:6]
-        task, *counts = columns[6:]
+        (paused, draining, configured, max_running, lane_max_running) = columns[:5]
+        (max_length, ready_at, task, run_seconds, run_count, rate, rate_at) = columns[5:12]
+        counts = columns[12:]
         if name not in queues:
             settings = QueueSettings(
                 queue=name,
@@ -255,6 +299,7 @@ async def stats(fetch: Fetch, now_of: Now, namespace: int) -> Stats:
             queues[name] = QueueStats(
                 queue=name,
                 paused=bool(paused),
+                draining=bool(draining),
                 oldest=None if ready_at is None else max(0.0, now - ready_at),
                 settings=settings if configured else None,
             )
@@ -266,6 +311,8 @@ async def stats(fetch: Fetch, now_of: Now, namespace: int) -> Stats:
                     task=task,
                     counts=dict(zip(states, counts[: len(states)], strict=True)),
                     totals=dict(zip(TOTALS, counts[len(states) :], strict=True)),
+                    run_time=run_seconds / run_count if run_count else None,
+                    rate=decayed(rate, now - rate_at),
                 ),
             )
     return Stats(now=now, queues=tuple(queues.values()), tasks=tuple(tasks))

@@ -79,6 +79,7 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
     tally = tx.tally(queue.id, task)
     tally[state] += 1
     tally[ACCEPTED] += 1
+    tx.batches.moved(job.batch, None, state)
     tx.raise_token(queue, job.token)
     if eligible:
         tx.claimable(queue.id)

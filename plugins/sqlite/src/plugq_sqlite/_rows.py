@@ -102,6 +102,7 @@ class Row(NamedTuple):
     origin: str
     worker: str
     submission: bytes
+    batch: str | None
 
 
 COLUMNS = ", ".join(f"job.{name}" for name in Row._fields)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plugq.errors import ConfigError
+from plugq.protocols.storage import BATCH_TTL
 
 if TYPE_CHECKING:
     import sqlite3
@@ -254,6 +255,12 @@ _SECOND = (
     ) WITHOUT ROWID
     """,
     "CREATE INDEX batch_expires ON batch (namespace, expires) WHERE expires IS NOT NULL",
+    f"""
+    INSERT INTO batch SELECT namespace, batch, total(state = 0), total(state = 1),
+        total(state = 2), total(state = 3), total(state = 4), total(state = 5), total(state = 6),
+        CASE WHEN min(state) > 2 THEN (SELECT now FROM meta) + {BATCH_TTL} END
+    FROM job WHERE batch IS NOT NULL GROUP BY namespace, batch
+    """,  # noqa: S608 - a constant
     # Sockets of those who listen to events.
     """
     CREATE TABLE listener (

@@ -32,6 +32,8 @@ _RUNNING = (
     "ON job.queue = s.queue AND job.id = s.id WHERE job.token = s.token AND job.state = 2"
 )
 _COUNTED = {Outcome.RETRY: RETRIED, Outcome.SNOOZE: SNOOZED, Outcome.RELEASE: RELEASED}
+#: Outcomes of attempts whose time counts as the run time of their task.
+_RAN = frozenset({Outcome.SUCCEED, Outcome.FAIL, Outcome.RETRY, Outcome.SKIP})
 _LOST = SettleReply(None, lost=True)
 _SETTLED = {state: SettleReply(state) for state in JobState}
 
@@ -73,6 +75,8 @@ def _settle(tx: Transaction, settlements: Sequence[Settlement]) -> list[SettleRe
             attempts_left=row.attempt < row.max_attempts,
             delay=settlement.delay,
         )
+        if settlement.outcome in _RAN and row.started_at is not None:
+            tx.tallies.ran(row.queue, row.task, tx.now - row.started_at)
         replies[place] = _SETTLED[state]
         if state in FINAL:
             ended.append(_finish(row, settlement, state))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.plugin import PluginContext
     from plugq.protocols.storage import (
+        BatchCounts,
         ClaimReply,
         ClaimRequest,
         FindQuery,
@@ -185,6 +186,11 @@ class SqliteStorage(Lifecycle):
     async def find(self, query: FindQuery) -> Page:
         """Return one page, newest first."""
         return await _reads.find(self._fetch, self._writer.now, self._writer.namespace, query)
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        """Return the counts of batches."""
+        writer = self._writer
+        return await _reads.batches(self._fetch, writer.now, writer.namespace, batches)
 
     async def stats(self) -> Stats:
         """Return the counters."""

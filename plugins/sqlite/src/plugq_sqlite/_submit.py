@@ -93,7 +93,7 @@ class _Submission:
         self.gone: list[Row] = []
         self.lengths: dict[int, int] = {}
         self.sequence: int = tx.sequence
-        self.full = False
+        self.refused = False
 
     def _stored_ids(self) -> dict[tuple[int, str], _Holder]:
         keys = [(queue.id, job.id) for queue, job in zip(self.queues, self.jobs, strict=True)]
@@ -130,13 +130,13 @@ class _Submission:
         ]
         # Whatever becomes of the call: what has expired is not there any more.
         remove(self.tx, self.gone)
-        if self.full:
+        if self.refused:
             # A reply that names a job of this very call stands for nothing that is stored.
             return [
-                SubmitReply(SubmitStatus.FULL, job.id, JobState.QUEUED)
+                _refusal(job, queue)
                 if reply is None or reply.sequence > self.tx.sequence
                 else reply
-                for job, reply in zip(self.jobs, replies, strict=True)
+                for job, queue, reply in zip(self.jobs, self.queues, replies, strict=True)
             ]
         self._write()
         new = iter(self.new)
@@ -176,7 +176,8 @@ class _Submission:
             length = self.lengths.get(queue.id)
             length = tx.waiting(queue.id) if length is None else length
             self.lengths[queue.id] = length + 1
-            self.full = self.full or length >= queue.max_length
+            self.refused = self.refused or length >= queue.max_length
+        self.refused = self.refused or bool(queue.draining)
         ready_at = tx.now + job.delay if job.run_at is None else max(tx.now, job.run_at)
         state = DELAYED if ready_at > tx.now else QUEUED
         self.sequence += 1
@@ -225,6 +226,7 @@ class _Submission:
             tally = tx.tally(queue.id, task)
             tally[new.state] += 1
             tally[ACCEPTED] += 1
+            tx.batches.moved(job.batch, None, new.state)
             if eligible:
                 tx.claimable(queue.id)
             elif new.state == QUEUED and job.lane is not None:
@@ -255,7 +257,7 @@ class _Submission:
 
 
 def submit(tx: Transaction, jobs: Sequence[NewJob]) -> list[SubmitReply]:
-    """Store jobs and answer for each, or store none if a queue has not the room."""
+    """Store jobs and answer for each, or store none if a queue is drained or has not the room."""
     replies = _Submission(tx, jobs).run()
     tx.end_call()
     return replies
@@ -284,6 +286,11 @@ def _standing(status: SubmitStatus, holder: _Holder, now: float) -> SubmitReply:
         holder.seq,
         holder.generation,
     )
+
+
+def _refusal(job: NewJob, queue: Queue) -> SubmitReply:
+    status = SubmitStatus.DRAINING if queue.draining else SubmitStatus.FULL
+    return SubmitReply(status, job.id, JobState.QUEUED)
 
 
 def _accepted(new: _New) -> SubmitReply:

@@ -44,7 +44,7 @@ _PAST_DEADLINE = f"""
     ORDER BY deadline_at LIMIT ?
 """
 _DUE = """
-    SELECT job.seq, job.queue, job.task, job.lane, job.id, job.attempt
+    SELECT job.seq, job.queue, job.task, job.lane, job.batch, job.id, job.attempt
     FROM queue CROSS JOIN job INDEXED BY job_due ON job.queue = queue.id
     WHERE queue.namespace = ? AND job.state = 0 AND job.ready_at <= ? LIMIT ?
 """
@@ -98,6 +98,8 @@ class _Sweep:
                 sequence=row.seq,
                 attempt=row.attempt,
                 code=code,
+                lane=row.lane,
+                batch=row.batch,
             ),
         )
 
@@ -192,8 +194,8 @@ class _Sweep:
         self.more = self.more or len(rows) >= self.limit
         if not rows:
             return
-        promote(tx, [row[:4] for row in rows])
-        for seq, queue, task, _, id_, attempt in rows:
+        promote(tx, [row[:5] for row in rows])
+        for seq, queue, task, lane, batch, id_, attempt in rows:
             self.changes.append(
                 Change(
                     queue=tx.queue_numbered(queue).name,
@@ -203,6 +205,8 @@ class _Sweep:
                     state=STATES[QUEUED],
                     sequence=seq,
                     attempt=attempt,
+                    lane=lane,
+                    batch=batch,
                 ),
             )
 
@@ -240,6 +244,11 @@ class _Sweep:
             ).rowcount,
         ]
         self.more = self.more or max(removed) >= limit
+        db.execute(
+            "DELETE FROM batch WHERE (namespace, name) IN (SELECT namespace, name "
+            "FROM batch INDEXED BY batch_expires WHERE namespace = ? AND expires <= ? LIMIT ?)",
+            (tx.namespace, tx.now, limit),
+        )
         db.execute(
             "DELETE FROM worker WHERE namespace = ? AND until <= ? AND NOT EXISTS "
             "(SELECT 1 FROM job INDEXED BY job_lease WHERE job.namespace = worker.namespace "

@@ -1,7 +1,5 @@
 """What the calls of one transaction share: its time, its counters, and who is to be told."""
 
-# ruff: noqa: S608 - statements are put together from constants; values are bound
-
 from __future__ import annotations
 
 import sys
@@ -9,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from plugq.protocols.storage import CancelAsked, Finished, Wake
+from plugq_sqlite._counts import Batches, Tallies
 from plugq_sqlite._lanes import Lanes
-from plugq_sqlite._rows import QUEUED, RUNNING, STATES, TALLY_WIDTH, TOTALS
+from plugq_sqlite._rows import QUEUED, RUNNING
 from plugq_sqlite._statements import join_rows
 
 if TYPE_CHECKING:
@@ -21,15 +20,9 @@ if TYPE_CHECKING:
     from plugq.protocols.storage import Notice
     from plugq_sqlite._rows import Row
 
-_TALLY_COLUMNS = (*STATES, *(f"total_{name}" for name in TOTALS))
-_TALLY = (
-    f"INSERT INTO tally (queue, task, {', '.join(_TALLY_COLUMNS)}) "
-    f"VALUES ({', '.join('?' * (TALLY_WIDTH + 2))}) ON CONFLICT DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _TALLY_COLUMNS)
-)
 _QUEUE = (
-    "SELECT id, name, token, paused, configured, max_running, lane_max_running, max_length "
-    "FROM queue WHERE "
+    "SELECT id, name, token, paused, configured, max_running, lane_max_running, max_length, "
+    "draining FROM queue WHERE "
 )
 
 
@@ -45,6 +38,7 @@ class Queue:
     max_running: int | None
     lane_max_running: int
     max_length: int | None
+    draining: int
 
 
 @dataclass(slots=True)
@@ -89,13 +83,14 @@ class Transaction:
         ).fetchone()
         self.now: float = max(stored, time)
         self.lanes = Lanes(self)
+        self.tallies = Tallies()
+        self.batches = Batches(db, namespace, self.now)
         self.ready: dict[int, int] = {}
         self.finished: dict[str, list[JobRef]] = {}
         self.cancel_asked: dict[str, list[JobRef]] = {}
         self._names = names
         self._queues: dict[str, Queue | None] = {}
         self._by_number: dict[int, Queue] = {}
-        self._tallies: dict[tuple[int, int], list[int]] = {}
         self._stored: dict[int, tuple[int, int]] = {}
         self._tokens: dict[int, int] = {}
         self._opened: dict[int, int] = {}
@@ -162,11 +157,7 @@ class Transaction:
 
     def tally(self, queue: int, task: int) -> list[int]:
         """Return the changes to the counters of a task in a queue, for the caller to add to."""
-        key = (queue, task)
-        tally = self._tallies.get(key)
-        if tally is None:
-            tally = self._tallies[key] = [0] * TALLY_WIDTH
-        return tally
+        return self.tallies.changes[queue, task]
 
     def _count(self, queue: int) -> tuple[int, int]:
         stored = self._stored.get(queue)
@@ -177,7 +168,7 @@ class Transaction:
             ).fetchone()
             stored = self._stored[queue] = (int(row[0]), int(row[1]))
         waiting, running = stored
-        for (number, _), tally in self._tallies.items():
+        for (number, _), tally in self.tallies.changes.items():
             if number == queue:
                 waiting += tally[0] + tally[QUEUED]
                 running += tally[RUNNING]
@@ -341,7 +332,8 @@ class Transaction:
 
     def flush(self) -> list[Letter]:
         """Write what was counted, and return the letters to send after the commit."""
-        self._write_tallies()
+        self.tallies.write(self.db, self.now)
+        self.batches.write()
         if self._tokens:
             self.db.executemany(
                 "UPDATE queue SET token = ? WHERE id = ?",
@@ -354,11 +346,6 @@ class Transaction:
                 (self.now, self.sequence, self.version),
             )
         return self._letters()
-
-    def _write_tallies(self) -> None:
-        for (queue, task), tally in self._tallies.items():
-            if any(tally):
-                self.db.execute(_TALLY, (queue, task, *tally))
 
     def _letters(self) -> list[Letter]:
         letters = self._woken
