@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from plugq.builtin.memory_batches import BatchBook
+from plugq.builtin.memory_budgets import BudgetBook
 from plugq.builtin.memory_claims import ClaimBook
 from plugq.builtin.memory_queue import Queue
 from plugq.builtin.memory_records import Agenda, Series
@@ -19,6 +20,8 @@ from plugq.job import LINGER, JobRef, JobState
 from plugq.protocols.storage import RATE_TIME, UniqueMode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from plugq.builtin.memory_records import Record
     from plugq.builtin.memory_signals import SignalBoard
 
@@ -43,8 +46,9 @@ class JobTable:
     ones by when their value or they themselves go.
     """
 
-    def __init__(self, signals: SignalBoard) -> None:
+    def __init__(self, signals: SignalBoard, next_version: Callable[[], int]) -> None:
         self.signals = signals
+        self.budgets: BudgetBook = BudgetBook(next_version)
         self.queues: dict[str, Queue] = {}
         self.by_sequence: Series = Series(_REMOVED_SLACK)
         self.by_batch: dict[str, Series] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
+from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
 from plugq.testing.contract.index import Index
@@ -11,6 +12,7 @@ from plugq.testing.contract.lifecycle import Lifecycle, Time
 from plugq.testing.contract.limits import Limits
 from plugq.testing.contract.moves import Moves
 from plugq.testing.contract.order import Order
+from plugq.testing.contract.parks import Parks
 from plugq.testing.contract.payloads import Cost, Payloads
 from plugq.testing.contract.registers import Registers
 from plugq.testing.contract.retaining import Retaining
@@ -31,6 +33,8 @@ class StorageContract(
     Fencing,
     Leases,
     Limits,
+    Budgets,
+    Parks,
     Deadlines,
     Retention,
     Retaining,

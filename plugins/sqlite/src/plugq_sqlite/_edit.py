@@ -18,6 +18,7 @@ from plugq.protocols.edits import (
     Reprioritise,
     Retain,
 )
+from plugq_sqlite._budgets import let_all_in
 from plugq_sqlite._moves import Finish, finish, remove, rows_by_ref
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -33,7 +34,7 @@ from plugq_sqlite._rows import (
 if TYPE_CHECKING:
     from plugq.protocols.edits import Edit, QueueSettings, Resume
     from plugq_sqlite._rows import Row
-    from plugq_sqlite._transaction import Transaction
+    from plugq_sqlite._transaction import Queue, Transaction
 
     #: What an edit did to a job, and the state after it.
     _Outcome = tuple[EditStatus, JobState | None]
@@ -232,6 +233,7 @@ def _set_queue(tx: Transaction, name: str, change: Pause | Drain | Resume) -> No
 
 def _configure(tx: Transaction, settings: QueueSettings) -> None:
     queue = tx.make_queue(settings.queue)
+    _limit(tx, queue, settings)
     wanted = (settings.max_running, settings.lane_max_running, settings.max_length)
     if queue.configured and wanted == (
         queue.max_running,
@@ -248,4 +250,19 @@ def _configure(tx: Transaction, settings: QueueSettings) -> None:
         tx.lanes.recheck_queue(queue.id)
     queue.configured = 1
     queue.max_running, queue.lane_max_running, queue.max_length = wanted
+    tx.opened(queue.id, sys.maxsize)
+
+
+def _limit(tx: Transaction, queue: Queue, settings: QueueSettings) -> None:
+    """Set what limiters decide; new limits hold from the next claim on, whatever is parked."""
+    limits = (settings.limits, settings.lane_limits)
+    if limits == (queue.limits, queue.lane_limits):
+        return
+    queue.revision += 1
+    tx.db.execute(
+        "UPDATE queue SET limits = ?, lane_limits = ?, revision = ? WHERE id = ?",
+        (*limits, queue.revision, queue.id),
+    )
+    queue.limits, queue.lane_limits = limits
+    let_all_in(tx, queue)
     tx.opened(queue.id, sys.maxsize)

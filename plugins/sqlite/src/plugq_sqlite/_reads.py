@@ -90,7 +90,8 @@ _OLDEST = """
 """
 _STATS = f"""
     SELECT meta.now, queue.name, queue.paused, queue.draining, queue.configured,
-        queue.max_running, queue.lane_max_running, queue.max_length, ({_OLDEST}),
+        queue.max_running, queue.lane_max_running, queue.max_length, queue.limits,
+        queue.lane_limits, ({_OLDEST}),
         task.name, tally.run_seconds, tally.run_count, tally.rate, tally.rate_at, {_TALLY_SUM}
     FROM meta LEFT JOIN queue ON queue.namespace = ?
         LEFT JOIN tally ON tally.queue = queue.id LEFT JOIN task ON task.id = tally.task
@@ -287,14 +288,17 @@ async def stats(fetch: Fetch, now_of: Now, namespace: int) -> Stats:
         if name is None:
             break
         (paused, draining, configured, max_running, lane_max_running) = columns[:5]
-        (max_length, ready_at, task, run_seconds, run_count, rate, rate_at) = columns[5:12]
-        counts = columns[12:]
+        (max_length, limits, lane_limits, ready_at, task) = columns[5:10]
+        (run_seconds, run_count, rate, rate_at) = columns[10:14]
+        counts = columns[14:]
         if name not in queues:
             settings = QueueSettings(
                 queue=name,
                 max_running=max_running,
                 lane_max_running=lane_max_running,
                 max_length=max_length,
+                limits=limits,
+                lane_limits=lane_limits,
             )
             queues[name] = QueueStats(
                 queue=name,

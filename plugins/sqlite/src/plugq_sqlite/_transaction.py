@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from plugq.allowance import Limited
 from plugq.protocols.storage import CancelAsked, Finished, Wake
 from plugq_sqlite._counts import Batches, Tallies
 from plugq_sqlite._lanes import Lanes
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _QUEUE = (
     "SELECT id, name, token, paused, configured, max_running, lane_max_running, max_length, "
-    "draining FROM queue WHERE "
+    "draining, limits, lane_limits, revision, parked_until FROM queue WHERE "
 )
 
 
@@ -39,6 +40,17 @@ class Queue:
     lane_max_running: int
     max_length: int | None
     draining: int
+    limits: bytes
+    lane_limits: bytes
+    revision: int
+    parked_until: float | None
+
+    @property
+    def limited(self) -> Limited | None:
+        """What limiters bound, ``None`` where they bound nothing."""
+        if not self.limits and not self.lane_limits:
+            return None
+        return Limited(bool(self.limits), bool(self.lane_limits))
 
 
 @dataclass(slots=True)
@@ -194,7 +206,7 @@ class Transaction:
             self._tokens[queue.id] = queue.token = token
 
     def next_version(self) -> int:
-        """Return a version that no register ever had."""
+        """Return a version that no register and no budget ever had."""
         self.version += 1
         return int(self.version)
 
@@ -210,7 +222,7 @@ class Transaction:
 
     def opened(self, queue: int, count: int) -> None:
         """Note that jobs of a queue which were ready before may be claimed now."""
-        self._opened[queue] = self._opened.get(queue, 0) + count
+        self._opened[queue] = min(self._opened.get(queue, 0) + count, sys.maxsize)
 
     def tell_finished(self, row: Row, ref: JobRef) -> None:
         """Note for the submitter of a job that it is final or gone."""
@@ -266,7 +278,10 @@ class Transaction:
         for number, count in ready.items():
             queue = self.queue_numbered(number)
             count = min(count, self.room(queue))  # noqa: PLW2901
-            if count > 0 and not queue.paused:
+            if queue.limited is not None:
+                # What became claimable in this call may have been parked by it.
+                count = self.count_ready(number, count)  # noqa: PLW2901
+            if count > 0 and not queue.paused and queue.parked_until is None:
                 self._wake(queue.name, count, claimant if queue.name in queues else "")
 
     def count_ready(self, queue: int, most: int) -> int:
