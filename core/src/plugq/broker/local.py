@@ -321,7 +321,7 @@ class LocalBroker(Lifecycle):
 
     @property
     def listened(self) -> bool:
-        """Whether anybody may be listening, as of the last verb."""
+        """Whether anybody may be listening, as of the last change."""
         return self._storage.listened
 
     def state(self) -> dict[str, Any]:

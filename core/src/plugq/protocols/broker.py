@@ -133,7 +133,7 @@ class Broker(Protocol):
 
     @property
     def listened(self) -> bool:
-        """Whether anybody may be listening, as of the last verb; if not, none need to be built."""
+        """Whether anybody may be listening, as of the last change; if not, build no event."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -556,9 +556,10 @@ class Signals(Protocol):
 
     @property
     def listened(self) -> bool:
-        """Whether anybody may be listening, as of the last verb that this instance carried out.
+        """Whether anybody may be listening, as of the last change that this instance made.
 
-        With nobody listening no event needs to be built.
+        That is the last call of submit, claim, settle, renew, sweep or edit. With nobody listening
+        no event needs to be built.
         """
         ...
 

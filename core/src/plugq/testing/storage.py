@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.leases import Leases
@@ -31,6 +32,7 @@ class StorageContract(
     Retention,
     Index,
     Signals,
+    Events,
     Registers,
     Lifecycle,
     Time,
