@@ -13,7 +13,7 @@ from plugq.protocols.edits import Cancel, EditStatus, Pause, Purge, Redrive, Res
 from plugq.protocols.storage import RenewReply, SubmitStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
@@ -86,6 +86,10 @@ _AFTER_EDIT: dict[type[Edit], dict[EditStatus, EventKind]] = {
     Redrive: {EditStatus.DONE: EventKind.RELEASED},
 }
 
+_SUBMITTED = tuple(_AFTER_SUBMISSION.values())
+_SETTLED = (EventKind.PROGRESS, *_AFTER_SETTLEMENT.values(), *_AFTER_OUTCOME.values())
+_CHANGED = (EventKind.LEASE_ENDED, *_AFTER_CHANGE.values())
+
 
 class Reports:
     """Builds the events of each verb's answers and hands them to whoever listens.
@@ -108,7 +112,7 @@ class Reports:
         self, jobs: Sequence[NewJob], replies: Sequence[SubmitReply], began: float
     ) -> None:
         """Tell of submissions and duplicates."""
-        if not (self._wants(EventKind.SUBMITTED) or self._wants(EventKind.DUPLICATE)):
+        if not self._wants_any(_SUBMITTED):
             return
         self._pass_on(
             [
@@ -189,7 +193,7 @@ class Reports:
         began: float,
     ) -> None:
         """Tell how attempts ended."""
-        if self._observer is None and not self._voice.listened:
+        if not self._wants_any(_SETTLED):
             return
         events: list[JobEvent] = []
         for settlement, reply in zip(settlements, replies, strict=True):
@@ -204,7 +208,7 @@ class Reports:
 
     def changed(self, changes: Sequence[Change], began: float) -> None:
         """Tell what a sweep has moved."""
-        if self._observer is None and not self._voice.listened:
+        if not self._wants_any(_CHANGED):
             return
         events: list[JobEvent] = []
         for change in changes:
@@ -245,7 +249,7 @@ class Reports:
                 )
         elif isinstance(edit, Cancel | Purge | Redrive):
             after = _AFTER_EDIT[type(edit)]
-            if not any(map(self._wants, after.values())):
+            if not self._wants_any(after.values()):
                 return
             self._pass_on(
                 [
@@ -272,6 +276,12 @@ class Reports:
 
     def _wants(self, kind: EventKind) -> bool:
         return self._voice.listened or (self._observer is not None and self._observer.listens(kind))
+
+    def _wants_any(self, kinds: Iterable[EventKind]) -> bool:
+        """Return whether anybody wants events of these kinds, asked once for many jobs."""
+        return self._voice.listened or (
+            self._observer is not None and any(map(self._observer.listens, kinds))
+        )
 
     def _pass_on(self, events: list[JobEvent]) -> None:
         if not events:
