@@ -52,6 +52,18 @@ async def requests(client: plugq.Client) -> None:
     assert_type(plugq.job("by.name", 1, q=2).task_name, str)
 
 
+def note(event: plugq.JobEvent) -> None:
+    assert_type(event.kind, plugq.EventKind)
+
+
+async def events(client: plugq.Client) -> None:
+    async with client.events(["started", plugq.EventKind.FAILED], queue="email") as stream:
+        async for event in stream:
+            assert_type(event, plugq.JobEvent | plugq.Resync)
+    remove = client.on("succeeded", note)
+    assert_type(remove(), None)
+
+
 async def wrong(client: plugq.Client) -> None:
     bare.job(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     send_email.job("a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

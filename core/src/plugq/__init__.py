@@ -35,9 +35,11 @@ from plugq.errors import (
     Undecodable,
     WaitTimeout,
 )
+from plugq.events import EventKind, JobEvent
 from plugq.hooks import hookimpl
 from plugq.job import JobState
 from plugq.protocols.plugin import Capability, PluginContext
+from plugq.protocols.storage import Resync
 from plugq.request import Priority, Unique
 from plugq.retry import RetryPolicy
 from plugq.task import JobRequest, Task, job
@@ -54,12 +56,14 @@ __all__ = [
     "Config",
     "ConfigError",
     "Conflict",
+    "EventKind",
     "Fail",
     "InvalidJob",
     "Job",
     "JobCancelled",
     "JobContext",
     "JobError",
+    "JobEvent",
     "JobFailed",
     "JobHandle",
     "JobNotFound",
@@ -80,6 +84,7 @@ __all__ = [
     "Priority",
     "QueueFull",
     "ResultExpired",
+    "Resync",
     "Retry",
     "RetryPolicy",
     "Signal",

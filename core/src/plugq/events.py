@@ -14,7 +14,7 @@ class EventKind(enum.StrEnum):
 
     #: A submission was stored.
     SUBMITTED = "submitted"
-    #: A submission found its id or its unique key held; ``id`` is the holder's.
+    #: A submission found its id or its unique key held; ``id`` and ``state`` are the holder's.
     DUPLICATE = "duplicate"
     #: A worker was granted the lease of an attempt.
     STARTED = "started"
@@ -31,7 +31,8 @@ class EventKind(enum.StrEnum):
     SKIPPED = "skipped"
     #: A handler put its job back for ``delay``.
     SNOOZED = "snoozed"
-    #: A worker gave an attempt back without running it to its end.
+    #: A worker gave an attempt back without running it to its end; or, with the code ``retry``,
+    #: an operator queued a final job again.
     RELEASED = "released"
     #: A sweep ended a lease that its holder no longer renewed.
     LEASE_ENDED = "lease_ended"
@@ -50,9 +51,11 @@ class EventKind(enum.StrEnum):
 class JobEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that happened, with the facts that its kind has; the others keep their defaults.
 
-    ``at`` is in seconds since 1970 UTC by the storage's clock. ``state`` is the one after the
-    event. ``worker`` is the id of a worker, in events of brokers and queues that of the broker.
-    ``message`` is that of the error or of the reason, ``delay`` in seconds.
+    ``at`` is in seconds since 1970 UTC: that of a start by the storage's clock, that of anything
+    else by the clock of the process that tells it, read before it asked the storage for the change.
+    So what follows from something has a later time than that, as far as clocks agree. ``state`` is
+    the one after the event. ``worker`` is the id of a worker, in events of brokers and queues that
+    of the broker. ``message`` is that of the error or of the reason, ``delay`` in seconds.
     """
 
     kind: EventKind

@@ -20,6 +20,7 @@ import pytest
 from plugq.errors import Unavailable
 from plugq.job import JobRef
 from plugq.protocols import (
+    BACKLOG,
     Cancel,
     ClaimRequest,
     Finished,
@@ -245,7 +246,7 @@ async def test_references_that_nobody_fetches_become_a_resync(open_store: OpenSt
     async with open_store() as storage:
         notices = storage.watch("p")
         assert await anext(notices) == Resync()
-        refs = tuple(JobRef("q", str(number)) for number in range(_signals.BACKLOG + 1))
+        refs = tuple(JobRef("q", str(number)) for number in range(BACKLOG + 1))
         notices._take(Finished(refs))
         assert await anext(notices) == Resync()
 

@@ -55,7 +55,7 @@ class World:
             max_crashes=3,
             patience=patience,
             deadline_grace=30.0,
-            report=lambda _: None,
+            report=lambda *_: None,
         )
         self.supervisor.run(name, sweeper.run)
         return sweeper

@@ -259,6 +259,8 @@ async def test_a_listener_that_fails_touches_no_job() -> None:
     assert kinds == {
         EventKind.WORKER_STARTED,
         EventKind.WORKER_STOPPED,
+        EventKind.BROKER_STARTED,
+        EventKind.BROKER_STOPPED,
         EventKind.SUBMITTED,
         EventKind.DUPLICATE,
         EventKind.STARTED,

@@ -32,6 +32,7 @@ from plugq.broker.reports import Reports
 from plugq.broker.scheduler import Scheduler
 from plugq.broker.sweeper import Sweeper
 from plugq.errors import PlugqError, Unavailable
+from plugq.events import EventKind
 from plugq.job import JobState, Outcome
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
 from plugq.protocols.edits import Configure
@@ -39,17 +40,19 @@ from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import ClaimReply, Resync, Settlement, SubmitStatus, Wake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from plugq.broker.reports import Observer
     from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
+    from plugq.events import JobEvent
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply, QueueSettings
     from plugq.protocols.storage import (
         BatchCounts,
         ClaimRequest,
         FindQuery,
+        Heard,
         Holder,
         LeaseRef,
         Loaded,
@@ -104,7 +107,7 @@ class LocalBroker(Lifecycle):
         self._settings = tuple(settings)
         self._peer = uuid.uuid4().hex
         self._supervisor = Supervisor(clock)
-        self._reports = Reports(clock, observer)
+        self._reports = Reports(clock, observer, storage, self._peer)
         self._sweeper = (
             Sweeper(
                 storage,
@@ -131,6 +134,8 @@ class LocalBroker(Lifecycle):
         )
         self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
         self._dispatch = Dispatch(self._next_poll)
+        #: Others were told that this broker runs, and have to be told when it does not any more.
+        self._announced = False
         self._keys = itertools.count()
         self._replies: dict[int, asyncio.Future[ClaimReply]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -162,6 +167,9 @@ class LocalBroker(Lifecycle):
             self._supervisor.run("sweep", self._sweeper.run)
         if self._scheduler is not None:
             self._supervisor.run("schedule", self._scheduler.run)
+        if self._sweeper is not None:
+            self._announced = True
+            self._reports.broker(EventKind.BROKER_STARTED)
 
     async def _stop(self) -> None:
         for key in list(self._replies):
@@ -180,12 +188,16 @@ class LocalBroker(Lifecycle):
         if self._sweeper is not None:
             with contextlib.suppress(PlugqError):
                 await self._sweeper.resign()
+            if self._announced:
+                self._announced = False
+                self._reports.broker(EventKind.BROKER_STOPPED)
         await self._storage.stop()
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs; calls under way at one time share one call of the storage."""
+        began = self._reports.now()
         replies = await self._submits.call(jobs)
-        self._reports.submitted(jobs, replies)
+        self._reports.submitted(jobs, replies, began)
         delays = [
             job.delay
             for job, reply in zip(jobs, replies, strict=True)
@@ -221,8 +233,9 @@ class LocalBroker(Lifecycle):
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts and claim, in one step, what is ready now."""
         changes = self._dispatch.changes
+        began = self._reports.now()
         replies, claimed = await self._storage.settle(settlements, claim)
-        self._reports.settled(settlements, replies)
+        self._reports.settled(settlements, replies, began)
         delays = [
             settlement.delay
             for settlement, reply in zip(settlements, replies, strict=True)
@@ -244,7 +257,10 @@ class LocalBroker(Lifecycle):
         holder: Holder | None = None,
     ) -> Sequence[RenewReply]:
         """Extend leases."""
-        return await self._storage.renew(leases, lease=lease, holder=holder)
+        began = self._reports.now()
+        replies = await self._storage.renew(leases, lease=lease, holder=holder)
+        self._reports.renewed(leases, replies, began)
+        return replies
 
     async def get(
         self,
@@ -277,8 +293,9 @@ class LocalBroker(Lifecycle):
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
+        began = self._reports.now()
         replies = await self._storage.edit(edit)
-        self._reports.edited(edit, replies)
+        self._reports.edited(edit, replies, began)
         return replies
 
     async def load(self, keys: Sequence[str]) -> Loaded:
@@ -302,6 +319,19 @@ class LocalBroker(Lifecycle):
                 self._listeners.remove(listener)
 
         return remove
+
+    def listen(self) -> AsyncGenerator[Heard, None]:
+        """Iterate over what happens in the namespace; the first thing heard is ``Resync``."""
+        return self._storage.listen()
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Pass events to everybody who listens, in any process."""
+        self._storage.tell(events)
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody may be listening, as of the last change."""
+        return self._storage.listened
 
     def state(self) -> dict[str, Any]:
         """Return what runs, what failed and what waits, without I/O."""

@@ -33,7 +33,8 @@ class Sweeper:
     """Stands for the office and, while it has it, sweeps.
 
     ``patience`` is how many seconds holders get to renew before this sweeper ends any lease,
-    counted from its election and from every pause or failure of its own.
+    counted from its election and from every pause or failure of its own. ``report`` gets what a
+    sweep has moved, and when it began.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Sweeper:
         max_crashes: int,
         patience: float,
         deadline_grace: float,
-        report: Callable[[Sequence[Change]], None],
+        report: Callable[[Sequence[Change], float], None],
     ) -> None:
         self._storage = storage
         self._clock = clock
@@ -124,10 +125,11 @@ class Sweeper:
             end_leases=end_leases,
             deadline_grace=self._deadline_grace,
         )
+        began = self._clock.time()
         reply = await self._storage.sweep(request)
         self._rounds += 1
         if reply.changes:
-            self._report(reply.changes)
+            self._report(reply.changes, began)
         return reply
 
 

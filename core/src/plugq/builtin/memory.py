@@ -17,7 +17,7 @@ import msgspec
 from plugq.builtin import memory_attempts, memory_index, memory_submit, memory_sweep
 from plugq.builtin.memory_jobs import JobTable
 from plugq.builtin.memory_registers import RegisterFile
-from plugq.builtin.memory_signals import SignalBoard, Watch
+from plugq.builtin.memory_signals import Listener, SignalBoard, Watch
 from plugq.clock import SystemClock
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq.protocols.storage import Loaded, SweepReply
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plugq.clock import Clock
+    from plugq.events import JobEvent
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.plugin import PluginContext
@@ -80,7 +81,7 @@ class MemoryStorage:
             self._signals.users += 1
 
     async def stop(self) -> None:
-        """Serve one user less; with the last one every watch ends."""
+        """Serve one user less; with the last one every watch ends, and whatever listens."""
         with self._lock:
             self._signals.users = max(0, self._signals.users - 1)
             if not self._signals.users:
@@ -187,6 +188,21 @@ class MemoryStorage:
     def watch(self, peer: str) -> Watch:
         """Iterate over the notices to a peer, in the event loop that fetches the first."""
         return Watch(peer, self._signals, self._lock)
+
+    def listen(self) -> Listener:
+        """Iterate over what happens, in the event loop that fetches the first."""
+        return Listener(self._signals, self._lock)
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Pass events to everybody who listens."""
+        if self._signals.listeners:
+            with self._lock:
+                self._signals.tell(events)
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._signals.listeners)
 
     async def load(self, keys: Sequence[str]) -> Loaded:
         """Return registers and the time."""

@@ -6,48 +6,50 @@ All of it runs under the storage's lock.
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from plugq.errors import Unavailable
-from plugq.protocols.storage import CancelAsked, Finished, Notice, Resync, Wake
+from plugq.protocols.storage import (
+    BACKLOG,
+    CancelAsked,
+    Finished,
+    Happened,
+    Heard,
+    Notice,
+    Resync,
+    Wake,
+)
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from plugq.builtin.memory_queue import Queue
+    from plugq.events import JobEvent
     from plugq.job import JobRef
 
-#: Beyond so many references that nobody has fetched a watcher is told to look again instead.
-BACKLOG = 10_000
+T = TypeVar("T")
 
 
-class Watch(AsyncGenerator[Notice, None]):
-    """The notices to one peer, merged while nobody fetches them; made by ``watch``.
+class _Stream(AsyncGenerator[T, None]):
+    """What one task fetches while others tell, in other threads, too."""
 
-    Closing it, or stopping the storage, ends the iteration. A cancelled ``__anext__`` loses
-    nothing.
-    """
-
-    def __init__(self, peer: str, signals: SignalBoard, lock: threading.Lock) -> None:
-        self._peer = peer
+    def __init__(self, signals: SignalBoard, lock: threading.Lock) -> None:
         self._signals = signals
         self._lock = lock
         self._open = False
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
         self._resync = False
-        self._wake = False
-        self._finished: list[JobRef] = []
-        self._cancels: list[JobRef] = []
 
-    async def asend(self, value: None, /) -> Notice:
+    async def asend(self, value: None, /) -> T:
         """Return the next notice, once there is one; the first is a resync.
 
         Raises:
-            StopAsyncIteration: the watch was closed or the storage was stopped.
+            StopAsyncIteration: it was closed or the storage was stopped.
             Unavailable: the storage is not started.
         """
         del value
@@ -58,7 +60,7 @@ class Watch(AsyncGenerator[Notice, None]):
                 if not self._open:
                     self._signals.check_serving()
                     self._open = self._resync = True
-                    self._signals.add(self._peer, self)
+                    self._enter()
                 notice = self._next()
                 if notice is not None:
                     return notice
@@ -71,7 +73,7 @@ class Watch(AsyncGenerator[Notice, None]):
         val: BaseException | object = None,
         tb: TracebackType | None = None,
         /,
-    ) -> Notice:
+    ) -> T:
         """End the iteration and raise the error."""
         await self.aclose()
         if isinstance(typ, BaseException):
@@ -79,15 +81,52 @@ class Watch(AsyncGenerator[Notice, None]):
         raise (val if isinstance(val, BaseException) else typ()).with_traceback(tb)
 
     async def aclose(self) -> None:
-        """End the iteration; notices that were not fetched are dropped."""
+        """End the iteration; what was not fetched is dropped."""
         with self._lock:
-            self._signals.discard(self._peer, self)
+            self._leave()
             self.end()
 
     def end(self) -> None:
         """End the iteration, with the lock held."""
         self._closed = True
         self._rouse()
+
+    @abstractmethod
+    def _enter(self) -> None: ...
+
+    @abstractmethod
+    def _leave(self) -> None: ...
+
+    @abstractmethod
+    def _next(self) -> T | None: ...
+
+    def _rouse(self) -> None:
+        # One callback a wait, however many notices arrive before it runs.
+        waiter, self._waiter = self._waiter, None
+        if waiter is None or waiter.cancelled():
+            return
+        loop = waiter.get_loop()
+        try:
+            loop.call_soon_threadsafe(_finish, waiter)
+        except RuntimeError:
+            # The loop was closed with the stream open: nobody can be waiting any more.
+            self._closed = True
+            self._leave()
+
+
+class Watch(_Stream[Notice]):
+    """The notices to one peer, merged while nobody fetches them; made by ``watch``.
+
+    Closing it, or stopping the storage, ends the iteration. A cancelled ``__anext__`` loses
+    nothing.
+    """
+
+    def __init__(self, peer: str, signals: SignalBoard, lock: threading.Lock) -> None:
+        super().__init__(signals, lock)
+        self._peer = peer
+        self._wake = False
+        self._finished: list[JobRef] = []
+        self._cancels: list[JobRef] = []
 
     def tell_wake(self) -> None:
         """Say that there may be something to claim."""
@@ -105,6 +144,12 @@ class Watch(AsyncGenerator[Notice, None]):
         self._cancels += refs
         self._bound()
         self._rouse()
+
+    def _enter(self) -> None:
+        self._signals.add(self._peer, self)
+
+    def _leave(self) -> None:
+        self._signals.discard(self._peer, self)
 
     def _bound(self) -> None:
         if len(self._finished) + len(self._cancels) > BACKLOG:
@@ -127,18 +172,36 @@ class Watch(AsyncGenerator[Notice, None]):
             return CancelAsked(refs)
         return None
 
-    def _rouse(self) -> None:
-        # One callback a wait, however many notices arrive before it runs.
-        waiter, self._waiter = self._waiter, None
-        if waiter is None or waiter.cancelled():
-            return
-        loop = waiter.get_loop()
-        try:
-            loop.call_soon_threadsafe(_finish, waiter)
-        except RuntimeError:
-            # The loop was closed with the watch open: nobody can be waiting any more.
-            self._closed = True
-            self._signals.discard(self._peer, self)
+
+class Listener(_Stream[Heard]):
+    """What happens, batched while nobody fetches it; made by ``listen``."""
+
+    def __init__(self, signals: SignalBoard, lock: threading.Lock) -> None:
+        super().__init__(signals, lock)
+        self._events: list[JobEvent] = []
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Say what has happened."""
+        self._events += events
+        if len(self._events) > BACKLOG:
+            self._events.clear()
+            self._resync = True
+        self._rouse()
+
+    def _enter(self) -> None:
+        self._signals.listeners[self] = None
+
+    def _leave(self) -> None:
+        self._signals.listeners.pop(self, None)
+
+    def _next(self) -> Heard | None:
+        if self._resync:
+            self._resync = False
+            return Resync()
+        if self._events:
+            events, self._events = tuple(self._events), []
+            return Happened(events)
+        return None
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:
@@ -147,10 +210,12 @@ def _finish(waiter: asyncio.Future[None]) -> None:
 
 
 class SignalBoard:
-    """The watches by peer, and by queue the peers that are idle, longest idle first."""
+    """The watches by peer, by queue the idle peers, longest idle first, and who listens."""
 
     def __init__(self) -> None:
         self.users = 0
+        #: Those who listen to events, in the order in which they came.
+        self.listeners: dict[Listener, None] = {}
         self._watches: dict[str, list[Watch]] = {}
         self._idle: dict[str, tuple[Queue, ...]] = {}
         self._idle_of: dict[Queue, dict[str, None]] = {}
@@ -181,7 +246,10 @@ class SignalBoard:
             self._busy(peer)
 
     def end(self) -> None:
-        """End every watch."""
+        """End every watch and whatever listens."""
+        for listener in tuple(self.listeners):
+            listener.end()
+        self.listeners.clear()
         for peer, watches in list(self._watches.items()):
             for watch in list(watches):
                 self.discard(peer, watch)
@@ -230,6 +298,11 @@ class SignalBoard:
                 if queue.fresh or everything:
                     self._wake(queue, queue.room if everything else queue.fresh, caller)
 
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Pass events to everybody who listens."""
+        for listener in tuple(self.listeners):
+            listener.tell(events)
+
     def _wake(self, queue: Queue, most: int, caller: str) -> None:
         most = min(most, queue.room)
         queue.fresh = 0
@@ -253,4 +326,4 @@ class SignalBoard:
                 self._idle_of.pop(queue, None)
 
 
-__all__ = ["BACKLOG", "SignalBoard", "Watch"]
+__all__ = ["BACKLOG", "Listener", "SignalBoard", "Watch"]

@@ -18,6 +18,7 @@ COMMANDS = {
     "queues": "plugq.cli.queues",
     "schedules": "plugq.cli.schedules",
     "stats": "plugq.cli.queues",
+    "events": "plugq.cli.events",
     "check": "plugq.cli.check",
     "config": "plugq.cli.config",
     "plugins": "plugq.cli.plugins",

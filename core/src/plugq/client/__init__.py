@@ -1,6 +1,7 @@
 """Submitting jobs, waiting for them, looking at them and steering them."""
 
 from plugq.client.client import CancelAnswer, Client, ClientSettings, Deployment
+from plugq.client.events import EventStream
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.views import AttemptError, Job, Page, QueueInfo, Stats, TaskInfo
@@ -11,6 +12,7 @@ __all__ = [
     "Client",
     "ClientSettings",
     "Deployment",
+    "EventStream",
     "Job",
     "JobHandle",
     "Page",

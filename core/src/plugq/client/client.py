@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from plugq.client.events import EventHub, choice_of
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.views import Page, attempt_view, stats_view, view
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Self, Unpack
 
+    from plugq.client.events import EventStream, Kind
     from plugq.client.views import Job, Stats
     from plugq.clock import Clock
     from plugq.job import JobRecord
@@ -105,6 +107,7 @@ class Client(Lifecycle):
         self._clock = clock
         self._settings = settings or ClientSettings()
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
+        self._events = EventHub(broker, clock, deadline=self._settings.deadline)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queues: Queues = Queues(self)
 
@@ -140,8 +143,10 @@ class Client(Lifecycle):
         self._loop = asyncio.get_running_loop()
         await self._broker.start()
         self._waiters.start()
+        self._events.start()
 
     async def _stop(self) -> None:
+        await self._events.stop()
         await self._waiters.stop()
         await self._broker.stop()
 
@@ -312,11 +317,46 @@ class Client(Lifecycle):
         """
         return [reply.status for reply in await self._edit(Purge(_refs(handles)))]
 
+    def events(
+        self,
+        kinds: Kind | Iterable[Kind] | None = None,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        batch: str | None = None,
+        id: str | None = None,
+    ) -> EventStream:
+        """Return a stream of what happens from its ``async with`` on, in whichever process.
+
+        It gives a ``JobEvent`` for each event that fits, and a ``Resync`` wherever events may be
+        missing. Events of one job may overtake each other where several processes tell them; their
+        ``at`` orders them.
+
+        Raises:
+            InvalidJob: one of the kinds is none.
+        """
+        return self._events.stream(
+            choice_of(kinds, queue=queue, task=task, batch=batch, id=id),
+        )
+
+    def on(self, kind: Kind, fn: Callable[[Any], object]) -> Callable[[], None]:
+        """Call ``fn(event)`` on the client's loop for each event of a kind, in whichever process.
+
+        ``"resync"`` as kind calls it, with a ``Resync``, whenever events may be missing. The
+        calls begin soon after this one, or after the start of the client, and end with that of the
+        function returned. ``fn`` should be quick; when it raises, that is logged and nothing else.
+
+        Raises:
+            InvalidJob: there is no such kind, or ``fn`` is no plain function.
+        """
+        return self._events.on(kind, fn)
+
     def state(self) -> dict[str, Any]:
         """Return what runs, what failed and what waits in this client, without I/O."""
         return {
             "started": self.started,
             "waiters": self._waiters.state(),
+            "events": self._events.state(),
             "broker": self._broker.state(),
         }
 

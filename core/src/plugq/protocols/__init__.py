@@ -22,6 +22,7 @@ from plugq.protocols.limiter import MAX_STATE, Limiter, Step
 from plugq.protocols.plugin import API_VERSION, Capability, PluginClass, PluginContext
 from plugq.protocols.serde import Serde, SerdeContext
 from plugq.protocols.storage import (
+    BACKLOG,
     BATCH_TTL,
     RATE_TIME,
     BatchCounts,
@@ -67,6 +68,7 @@ from plugq.protocols.storage import (
 
 __all__ = [
     "API_VERSION",
+    "BACKLOG",
     "BATCH_TTL",
     "GRANT_AGE",
     "MAX_STATE",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from plugq.events import JobEvent
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.storage import (
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         ClaimReply,
         ClaimRequest,
         FindQuery,
+        Heard,
         Holder,
         LeaseRef,
         Loaded,
@@ -120,6 +122,23 @@ class Broker(Protocol):
 
     def subscribe(self, listener: Callable[[Sequence[Notice]], None]) -> Callable[[], None]:
         """Call ``listener`` with every batch of notices; the function returned ends that."""
+        ...
+
+    def listen(self) -> AsyncGenerator[Heard, None]:
+        """Iterate over what happens in the namespace, until the iterator is closed.
+
+        The first ``__anext__`` returns ``Resync`` once everything from then on is heard. Wherever
+        events may have been lost, a ``Resync`` stands for them.
+        """
+        ...
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Pass events to everybody who listens, in any process; neither waits nor raises."""
+        ...
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody may be listening, as of the last change; if not, build no event."""
         ...
 
     def state(self) -> dict[str, Any]:

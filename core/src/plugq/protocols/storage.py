@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from plugq.protocols.plugin import Capability
 
 
+#: Beyond so many events that it has not fetched a listener is told to look again instead.
+BACKLOG = 10_000
 #: Seconds for which the counts of a batch outlast its last change.
 BATCH_TTL = 604800.0
 #: The time constant of ``TaskStats.rate``, in seconds.
@@ -538,6 +540,36 @@ class Signals(Protocol):
         """
         ...
 
+    def listen(self) -> AsyncGenerator[Heard, None]:
+        """Iterate over what happens in the namespace, until the iterator is closed.
+
+        It is told by the processes that did it, from the first ``__anext__`` on, which returns
+        ``Resync``. Wherever events may have been lost, at the latest when ``BACKLOG`` of them
+        wait to be fetched, a ``Resync`` stands for these and for all that came before it. A
+        process that dies takes along what it has not told yet. Closing the iterator or stopping
+        the storage ends it; a cancelled ``__anext__`` loses nothing.
+
+        Events of one job that one process tells arrive in that order. Those of several processes
+        may overtake each other; ``JobEvent.at`` orders them.
+        """
+        ...
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Pass events to everybody who listens, in this process, too.
+
+        It never waits, and it never raises because a listener can not be reached.
+        """
+        ...
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody may be listening, as of the last change that this instance made.
+
+        That is the last call of submit, claim, settle, renew, sweep or edit. With nobody listening
+        no event needs to be built.
+        """
+        ...
+
 
 class Registers(Protocol):
     """Versioned compare-and-set on small values."""
@@ -582,6 +614,7 @@ class Storage(JobStore, JobIndex, Signals, Registers, Protocol):
 
 
 __all__ = [
+    "BACKLOG",
     "BATCH_TTL",
     "RATE_TIME",
     "BatchCounts",

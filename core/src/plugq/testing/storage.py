@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
+from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
 from plugq.testing.contract.index import Index
@@ -43,6 +44,7 @@ class StorageContract(
     Batches,
     Figures,
     Signals,
+    Events,
     Registers,
     Lifecycle,
     Time,

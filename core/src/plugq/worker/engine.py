@@ -21,6 +21,7 @@ import msgspec
 
 from plugq.envelope import open_body
 from plugq.errors import PlugqError, Undecodable
+from plugq.events import EventKind, JobEvent
 from plugq.job import JobState
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
 from plugq.protocols.storage import CancelAsked, ClaimRequest, Holder, LeaseRef, RenewReply, Resync
@@ -126,6 +127,7 @@ class Engine(Lifecycle):
         self._timer_order = itertools.count()
         self._alarm = Alarm(clock, self._ring)
         self._idle = asyncio.Event()
+        self._announced = False
         self._remove_listener: Callable[[], None] | None = None
         self._counts = {"started": 0, "finished": 0, "lost": 0, "abandoned": 0, "unknown": 0}
 
@@ -137,6 +139,7 @@ class Engine(Lifecycle):
         self._supervisor.run("pump", self._pump)
         self._supervisor.run("renew", self._renew_loop)
         self._kick.set()
+        self._announce(EventKind.WORKER_STARTED)
 
     async def _stop(self) -> None:
         """Finish within the grace, then cancel and release, then disconnect."""
@@ -146,7 +149,16 @@ class Engine(Lifecycle):
         await self._supervisor.stop()
         await self._alarm.stop()
         await self._release_rest()
+        if self._announced:
+            self._announce(EventKind.WORKER_STOPPED)
         await self._broker.stop()
+
+    def _announce(self, kind: EventKind) -> None:
+        """Tell other processes that this worker has started or stopped."""
+        self._announced = kind is EventKind.WORKER_STARTED
+        if self._broker.listened:
+            at = self._clock.time()
+            self._broker.tell([JobEvent(kind=kind, at=at, worker=self._settings.worker)])
 
     def scale(self, concurrency: int) -> None:
         """Change the number of slots; running handlers are left alone."""
@@ -427,15 +439,7 @@ class Engine(Lifecycle):
         if not held and not self._unlisted:
             return
         attempts = [one.attempt for one in held]
-        refs = [
-            LeaseRef(
-                one.lease.queue,
-                one.lease.id,
-                one.lease.token,
-                one.attempt.context.take_progress() if one.attempt is not None else None,
-            )
-            for one in held
-        ]
+        refs = [_ref(one) for one in held]
         holder = Holder(self._worker, self._acknowledged)
         self._unlisted = False
         try:
@@ -550,6 +554,24 @@ def _times_out(attempt: Attempt, now: float) -> float:
     """Return when the timeout of an attempt passes, at the earliest for one that waits."""
     began = now if attempt.started_at is None else attempt.started_at
     return began + (attempt.envelope.timeout or 0.0)
+
+
+def _ref(held: _Held) -> LeaseRef:
+    """Return the name of a lease, with what its handler has said since the last renewal."""
+    lease = held.lease
+    said = None if held.attempt is None else held.attempt.context.take_progress()
+    if said is None:
+        return LeaseRef(lease.queue, lease.id, lease.token)
+    return LeaseRef(
+        lease.queue,
+        lease.id,
+        lease.token,
+        said,
+        task=lease.task,
+        attempt=lease.attempt,
+        lane=lease.lane,
+        batch=lease.batch,
+    )
 
 
 def _with_progress(settlement: Settlement, attempt: Attempt) -> Settlement:

@@ -16,22 +16,24 @@ import socket
 import stat
 import tempfile
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
 from plugq.errors import Unavailable
-from plugq.protocols.storage import CancelAsked, Finished, Resync, Wake
+from plugq.protocols.storage import BACKLOG, CancelAsked, Finished, Notice, Resync, Wake
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
     from types import TracebackType
 
     from plugq.job import JobRef
-    from plugq.protocols.storage import Notice
+
+T = TypeVar("T")
 
 #: Whether this platform has what the wake-ups need.
 SUPPORTED = hasattr(socket, "AF_UNIX") and hasattr(os, "getuid")
@@ -42,8 +44,6 @@ _LONGEST, _MOST = 16_000, 8
 #: Datagrams kept for a peer whose buffer is full; beyond that it is told to resync.
 _MOST_KEPT = 64
 _BUFFER = 65_536
-#: References that nobody has fetched; beyond that many a watcher is told to resync.
-BACKLOG = 10_000
 #: The longest path of a unix socket that every platform takes.
 _LONGEST_PATH = 103
 #: Sockets of dead processes are removed once they are this old, in seconds.
@@ -151,13 +151,21 @@ class Postman:
         """Whether anything is kept for a receiver."""
         return bool(self._kept)
 
+    def waits_for(self, addresses: Collection[str]) -> bool:
+        """Whether anything is kept for one of these."""
+        return any(address in self._kept for address in addresses)
+
     def send(self, address: str, notices: Sequence[Notice]) -> Delivery:
         """Send notices to one address, after what is kept for it."""
+        return self.post(address, packets(notices), packets([Resync()]))
+
+    def post(self, address: str, datagrams: Sequence[bytes], resync: Sequence[bytes]) -> Delivery:
+        """Send datagrams to one address, after what is kept for it; ``resync`` if too much is."""
         queue = self._kept.setdefault(address, deque())
-        queue += packets(notices)
+        queue += datagrams
         if len(queue) > _MOST_KEPT:
             queue.clear()
-            queue += packets([Resync()])
+            queue += resync
         return self._empty(address, queue)
 
     def retry(self) -> None:
@@ -221,21 +229,19 @@ def packets(notices: Sequence[Notice]) -> list[bytes]:
     return found
 
 
-class Watch(AsyncGenerator["Notice", None]):
-    """The notices to one peer, merged while nobody fetches them.
+class Receiver(AsyncGenerator[T, None]):
+    """What arrives at one socket, fetched by one task.
 
-    ``enter`` makes an address known to the other processes, ``leave`` takes that back. Closing
-    the watch, or stopping the storage, ends the iteration. A cancelled ``__anext__`` loses
+    ``enter`` makes the address of the receiver known to the other processes, ``leave`` takes that
+    back. Closing it, or stopping the storage, ends the iteration. A cancelled ``__anext__`` loses
     nothing.
     """
 
     def __init__(
         self,
-        peer: str,
-        enter: Callable[[Watch], Awaitable[None]],
-        leave: Callable[[Watch], Awaitable[None]],
+        enter: Callable[[Any], Awaitable[None]],
+        leave: Callable[[Any], Awaitable[None]],
     ) -> None:
-        self.peer = peer
         self.address = ""
         self._enter = enter
         self._leave = leave
@@ -243,15 +249,13 @@ class Watch(AsyncGenerator["Notice", None]):
         self._socket: socket.socket | None = None
         self._arrived = asyncio.Event()
         self._entered = self._closed = False
-        self._resync = self._wake = False
-        self._finished: list[JobRef] = []
-        self._cancels: list[JobRef] = []
+        self._resync = False
 
-    async def asend(self, value: None, /) -> Notice:
+    async def asend(self, value: None, /) -> T:
         """Return the next notice, once there is one; the first is a resync.
 
         Raises:
-            StopAsyncIteration: the watch was closed or the storage was stopped.
+            StopAsyncIteration: it was closed or the storage was stopped.
             Unavailable: the storage is not started, or no socket can be made.
         """
         del value
@@ -269,7 +273,7 @@ class Watch(AsyncGenerator["Notice", None]):
             if notice is not None:
                 return notice
             self._arrived.clear()
-            await self._arrived.wait()
+            await self._wait()
         raise StopAsyncIteration
 
     def open(self) -> None:
@@ -299,13 +303,75 @@ class Watch(AsyncGenerator["Notice", None]):
                 data = self._socket.recv(_BUFFER)
             except OSError:
                 return
-            try:
-                packet = _decode(data)
-            except msgspec.DecodeError:
-                continue
-            if packet.version == _VERSION:
-                for notice in packet.notices:
-                    self._take(notice)
+            self._read(data)
+
+    async def _wait(self) -> None:
+        await self._arrived.wait()
+
+    @abstractmethod
+    def _read(self, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _next(self) -> T | None: ...
+
+    async def athrow(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+        /,
+    ) -> T:
+        """End the iteration and raise the error."""
+        del val
+        await self.aclose()
+        error = typ if isinstance(typ, BaseException) else typ()
+        raise error.with_traceback(tb)
+
+    async def aclose(self) -> None:
+        """End the iteration; what was not fetched is dropped."""
+        entered = self._entered and not self._closed
+        self.shut()
+        if entered:
+            await self._leave(self)
+
+    def shut(self) -> None:
+        """End the iteration and remove the socket."""
+        self._closed = True
+        self._drop_socket()
+        self._arrived.set()
+
+    def _drop_socket(self) -> None:
+        receiver, self._socket = self._socket, None
+        if receiver is not None and self._loop is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(receiver)
+            receiver.close()
+            Path(self.address).unlink(missing_ok=True)
+
+
+class Watch(Receiver[Notice]):
+    """The notices to one peer, merged while nobody fetches them."""
+
+    def __init__(
+        self,
+        peer: str,
+        enter: Callable[[Self], Awaitable[None]],
+        leave: Callable[[Self], Awaitable[None]],
+    ) -> None:
+        super().__init__(enter, leave)
+        self.peer = peer
+        self._wake = False
+        self._finished: list[JobRef] = []
+        self._cancels: list[JobRef] = []
+
+    def _read(self, data: bytes) -> None:
+        try:
+            packet = _decode(data)
+        except msgspec.DecodeError:
+            return
+        if packet.version == _VERSION:
+            for notice in packet.notices:
+                self._take(notice)
 
     def _take(self, notice: Notice) -> None:
         if isinstance(notice, Wake):
@@ -336,37 +402,3 @@ class Watch(AsyncGenerator["Notice", None]):
             refs, self._cancels = tuple(self._cancels), []
             return CancelAsked(refs)
         return None
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-        /,
-    ) -> Notice:
-        """End the iteration and raise the error."""
-        del val
-        await self.aclose()
-        error = typ if isinstance(typ, BaseException) else typ()
-        raise error.with_traceback(tb)
-
-    async def aclose(self) -> None:
-        """End the iteration; notices that were not fetched are dropped."""
-        entered = self._entered and not self._closed
-        self.shut()
-        if entered:
-            await self._leave(self)
-
-    def shut(self) -> None:
-        """End the iteration and remove the socket."""
-        self._closed = True
-        self._drop_socket()
-        self._arrived.set()
-
-    def _drop_socket(self) -> None:
-        receiver, self._socket = self._socket, None
-        if receiver is not None and self._loop is not None:
-            if not self._loop.is_closed():
-                self._loop.remove_reader(receiver)
-            receiver.close()
-            Path(self.address).unlink(missing_ok=True)

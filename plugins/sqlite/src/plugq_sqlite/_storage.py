@@ -18,6 +18,7 @@ from plugq.protocols.plugin import API_VERSION, Capability
 from plugq_sqlite import _reads
 from plugq_sqlite._claims import claim_alone, renew
 from plugq_sqlite._edit import edit
+from plugq_sqlite._events import Listener
 from plugq_sqlite._faults import fault
 from plugq_sqlite._options import SqliteOptions, database_path, duration
 from plugq_sqlite._registers import swap
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from plugq.events import JobEvent
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.plugin import PluginContext
@@ -91,6 +93,7 @@ class SqliteStorage(Lifecycle):
         self._reader: aiosqlite.Connection | None = None
         self._reader_thread: threading.Thread | None = None
         self._watches: set[Watch] = set()
+        self._listeners: set[Listener] = set()
 
     async def _start(self) -> None:
         self._writer = Writer(self._writer_options)
@@ -116,6 +119,8 @@ class SqliteStorage(Lifecycle):
     async def _stop(self) -> None:
         for watch in list(self._watches):
             await watch.aclose()
+        for listener in list(self._listeners):
+            await listener.aclose()
         await self._writer.stop()
         reader, self._reader = self._reader, None
         thread, self._reader_thread = self._reader_thread, None
@@ -230,6 +235,42 @@ class SqliteStorage(Lifecycle):
                 await self._writer.call(
                     lambda tx: tx.forget_peer(watch.peer, watch.address),
                 )
+
+    def listen(self) -> Listener:
+        """Iterate over what happens, in the event loop that started the storage.
+
+        On a platform without unix sockets there is nothing but a resync every few seconds.
+        """
+        return Listener(self._enter_listener, self._leave_listener)
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Pass events to everybody who listens, through the writer's thread."""
+        self._writer.tell(events)
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody may be listening, as of the last write of this instance."""
+        return bool(self._writer.listeners)
+
+    async def _enter_listener(self, listener: Listener) -> None:
+        if self._reader is None:
+            raise _not_started()
+        listener.open()
+        self._listeners.add(listener)
+        try:
+            if listener.address:
+                await self._writer.call(lambda tx: tx.know_listener(listener.address))
+        except BaseException:
+            self._listeners.discard(listener)
+            raise
+
+    async def _leave_listener(self, listener: Listener) -> None:
+        self._listeners.discard(listener)
+        if listener.address:
+            # An address that can not be taken off the list is found to be dead when it is written
+            # to.
+            with contextlib.suppress(Unavailable):
+                await self._writer.call(lambda tx: tx.forget_listener(listener.address))
 
     async def load(self, keys: Sequence[str]) -> Loaded:
         """Return registers and the time."""

@@ -115,6 +115,7 @@ class _Sweep:
         self._small_things()
         self.more = _budgets.sweep(tx, self.limit) or self.more
         self._probe_peers()
+        self._probe_listeners()
         self._wake_idle()
         tx.end_call()
         return SweepReply(changes=tuple(self.changes), next_in=self._next_in())
@@ -276,6 +277,22 @@ class _Sweep:
                 tx.forget_peer(name, address)
             else:
                 tx.know_peer(name, address)
+
+    def _probe_listeners(self) -> None:
+        """Forget listeners whose processes have ended without saying so."""
+        tx = self.tx
+        if not tx.listeners:
+            return
+        listeners = tx.db.execute(
+            "SELECT address FROM listener WHERE namespace = ? AND probed <= ? "
+            "ORDER BY probed LIMIT ?",
+            (tx.namespace, tx.now - PROBE_EVERY, _PROBED),
+        ).fetchall()
+        for (address,) in listeners:
+            if reachable(address) is Delivery.DEAD:
+                tx.forget_listener(address)
+            else:
+                tx.know_listener(address)
 
     def _wake_idle(self) -> None:
         """Wake idle peers where jobs are ready, as if all of these had just been submitted."""

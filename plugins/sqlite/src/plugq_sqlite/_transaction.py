@@ -90,9 +90,13 @@ class Transaction:
         self.db = db
         self._addresses = addresses
         self.namespace = namespace
-        stored, self.sequence, self.version = db.execute(
-            "SELECT now, sequence, version FROM meta",
+        stored, self.sequence, self.version, listened = db.execute(
+            "SELECT now, sequence, version, "
+            "EXISTS (SELECT 1 FROM listener WHERE namespace = ?) FROM meta",
+            (namespace,),
         ).fetchone()
+        #: Where those listen who want to know what happens.
+        self.listeners: list[str] = self._listeners() if listened else []
         self.now: float = max(stored, time)
         self.lanes = Lanes(self)
         self.tallies = Tallies()
@@ -339,6 +343,29 @@ class Transaction:
             "INSERT OR REPLACE INTO peer (namespace, name, address, probed) VALUES (?, ?, ?, ?)",
             (self.namespace, peer, address, self.now),
         )
+
+    def _listeners(self) -> list[str]:
+        found = self.db.execute(
+            "SELECT address FROM listener WHERE namespace = ?",
+            (self.namespace,),
+        )
+        return [row[0] for row in found]
+
+    def know_listener(self, address: str) -> None:
+        """Make the address of somebody who listens known, or note that it was looked for."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO listener (namespace, address, probed) VALUES (?, ?, ?)",
+            (self.namespace, address, self.now),
+        )
+        self.listeners = self._listeners()
+
+    def forget_listener(self, address: str) -> None:
+        """Forget an address at which nobody listens any more."""
+        self.db.execute(
+            "DELETE FROM listener WHERE namespace = ? AND address = ?",
+            (self.namespace, address),
+        )
+        self.listeners = self._listeners()
 
     def wake_instead(self, queue: str) -> None:
         """Wake one peer, since the one that was woken for this queue is gone."""

@@ -9,6 +9,7 @@ so that the one that fails, fails alone.
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 import sqlite3
 import threading
@@ -19,6 +20,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from plugq.errors import ConfigError, PlugqError, Unavailable
+from plugq.protocols.storage import BACKLOG
+from plugq_sqlite._events import RESYNC, datagrams
 from plugq_sqlite._faults import BUSY, code_of, fault, locked, unfinished, unusable
 from plugq_sqlite._schema import check_owner, migrate, namespace_number
 from plugq_sqlite._signals import Delivery, Postman
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from plugq.clock import Clock
+    from plugq.events import JobEvent
     from plugq_sqlite._transaction import Letter
 
     #: A future that waits for an answer, the answer, and the error that stands in its place.
@@ -44,6 +48,8 @@ _MOST_ITEMS = 4_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.002
 #: How long the thread steps back after a transaction when others compete for the lock.
 _COURTESY = 0.0005
+#: How long the thread, when it ends, waits for listeners to take what was told, in seconds.
+_PARTING = 0.5
 #: How soon a peer whose buffer was full is tried again, in seconds.
 _RETRY_AFTER = 0.02
 _REPLACEMENTS = 100
@@ -57,6 +63,12 @@ class Call(Generic[T]):
     items: int
     size: int
     future: asyncio.Future[T]
+
+
+class _Told(enum.Enum):
+    """Rouses the thread since there are events to be sent."""
+
+    TOLD = enum.auto()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +89,7 @@ class Writer:
     def __init__(self, options: WriterOptions) -> None:
         self._options = options
         self._path = options.path
-        self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Call[Any] | _Told | None] = SimpleQueue()
         self._names = Names()
         self._postman = Postman()
         self._thread: threading.Thread | None = None
@@ -90,6 +102,11 @@ class Writer:
         self._contended = 0.0
         self._latest = 0.0
         self._time_lock = threading.Lock()
+        self._told: list[JobEvent] = []
+        self._told_too_much = False
+        self._telling = threading.Lock()
+        #: Where those listen who want to know what happens, as of the last transaction.
+        self.listeners: list[str] = []
         #: Where the peers that watch through this storage listen.
         self.addresses: dict[str, str] = {}
 
@@ -151,6 +168,20 @@ class Writer:
         self._queue.put(Call(run, items, size, future))
         return await future
 
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        """Let the thread send events to whoever listens, after the calls that wait for it."""
+        if not self._open or not self.listeners:
+            return
+        with self._telling:
+            rouse = not self._told
+            self._told += events
+            if len(self._told) > BACKLOG:
+                # The newest keep the list from being empty, which it is while nothing is due.
+                self._told = self._told[-1:]
+                self._told_too_much = True
+        if rouse:
+            self._queue.put(_Told.TOLD)
+
     def _main(self, ready: asyncio.Future[None]) -> None:
         try:
             self._connect()
@@ -167,9 +198,39 @@ class Writer:
                 self._options.logger.exception("a write to %s failed unexpectedly", self._path)
                 failure = fault(error, self._path)
                 self._tell([(call.future, None, failure) for call in calls])
+        self._send_told()
+        self._part()
         self._postman.close()
         self._close()
         self._tell([(self._ended, None, None)])
+
+    def _part(self) -> None:
+        """Give listeners whose buffers are full a last moment."""
+        until = time.monotonic() + _PARTING
+        while self._postman.waits_for(self.listeners) and time.monotonic() < until:
+            time.sleep(_LONGEST_PAUSE)
+            self._postman.retry()
+
+    def _send_told(self) -> None:
+        """Send the events that were told since the last time; whatever fails costs these only."""
+        with self._telling:
+            events, self._told = self._told, []
+            too_much, self._told_too_much = self._told_too_much, False
+        if not events:
+            return
+        try:
+            letters = [RESYNC] if too_much else datagrams(events)
+            dead = [
+                address
+                for address in self.listeners
+                if self._postman.post(address, letters, [RESYNC]) is Delivery.DEAD
+            ]
+            if dead:
+                _, _, error, _ = self._transact([partial(_forget, addresses=dead)])
+                if error is not None:
+                    self._options.logger.warning("listeners that are gone stay listed: %s", error)
+        except Exception:  # the thread has to outlive whatever befalls the events
+            self._options.logger.exception("%d events could not be told", len(events))
 
     def _start_error(self, error: Exception) -> Exception:
         return unusable(error, self._path) if isinstance(error, sqlite3.Error | OSError) else error
@@ -260,11 +321,14 @@ class Writer:
         items = size = 0
         while True:
             try:
-                call = self._next(block=not calls)
+                call = self._next(block=not calls and not self._told)
             except Empty:
                 if calls:
                     return calls
+                self._send_told()
                 self._postman.retry()
+                continue
+            if isinstance(call, _Told):
                 continue
             if call is None:
                 if calls:
@@ -279,7 +343,7 @@ class Writer:
             if items >= _MOST_ITEMS or size >= _MOST_BYTES:
                 return calls
 
-    def _next(self, *, block: bool) -> Call[Any] | None:
+    def _next(self, *, block: bool) -> Call[Any] | _Told | None:
         if not block:
             return self._queue.get_nowait()
         return self._queue.get(timeout=_RETRY_AFTER if self._postman.waiting else None)
@@ -295,6 +359,7 @@ class Writer:
                 letters += more
         self._tell(answers)
         self._deliver(letters)
+        self._send_told()
         self._postman.retry()
         if time.monotonic() - self._contended < 1.0:
             time.sleep(_COURTESY)
@@ -332,6 +397,7 @@ class Writer:
             self._roll_back(db)
             return nothing, [], unfinished(error, self._path), False
         self.now(tx.now)
+        self.listeners = tx.listeners
         return replies, letters, None, False
 
     def _roll_back(self, db: sqlite3.Connection) -> None:
@@ -391,6 +457,11 @@ def _replace(tx: Transaction, gone: list[Letter], barred: list[Letter]) -> None:
     for letter in (*gone, *barred):
         if letter.queue is not None:
             tx.wake_instead(letter.queue)
+
+
+def _forget(tx: Transaction, addresses: Sequence[str]) -> None:
+    for address in addresses:
+        tx.forget_listener(address)
 
 
 def _resolve(answers: Sequence[_Answer]) -> None:

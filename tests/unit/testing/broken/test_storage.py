@@ -19,8 +19,11 @@ import pytest
 
 from plugq.allowance import Use
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
+from plugq.builtin.memory_signals import Listener
+from plugq.events import JobEvent
 from plugq.job import JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
+    BACKLOG,
     BatchCounts,
     Budget,
     Cancel,
@@ -32,6 +35,7 @@ from plugq.protocols import (
     EditStatus,
     FindQuery,
     Grant,
+    Heard,
     Holder,
     LeaseRef,
     NewJob,
@@ -917,6 +921,109 @@ class GrantsInDribs(MemoryStorage):
         return await super().claim(replace(request, limit=min(10, request.limit)))
 
 
+class OwnListener(MemoryStorage):
+    """Its listeners are of another class."""
+
+    listener: ClassVar[type[Listener]] = Listener
+
+    def listen(self) -> Listener:
+        return self.listener(self._signals, self._lock)
+
+
+class DropsEventsSilently(OwnListener):
+    """Of too many events the oldest go, and nobody learns of it."""
+
+    class listener(Listener):  # noqa: N801 - in place of the attribute
+        def tell(self, events: Sequence[JobEvent]) -> None:
+            self._events = [*self._events, *events][-BACKLOG:]
+            self._rouse()
+
+
+class KeepsEveryEvent(OwnListener):
+    """A listener that fetches nothing fills the memory."""
+
+    class listener(Listener):  # noqa: N801 - in place of the attribute
+        def tell(self, events: Sequence[JobEvent]) -> None:
+            self._events += events
+            self._rouse()
+
+
+class LosesEventsOfACancelledWait(OwnListener):
+    """What a wait had in hand when it was cancelled is gone."""
+
+    class listener(Listener):  # noqa: N801 - in place of the attribute
+        async def asend(self, value: None, /) -> Heard:
+            heard = await super().asend(value)
+            await asyncio.sleep(0)
+            return heard
+
+
+class LeaksAClosedListener(OwnListener):
+    """Events are built and kept for those who have gone."""
+
+    class listener(Listener):  # noqa: N801 - in place of the attribute
+        def _leave(self) -> None:
+            pass
+
+
+class BeginsToListenWithoutAWord(OwnListener):
+    """Nothing says from when on everything is heard."""
+
+    class listener(Listener):  # noqa: N801 - in place of the attribute
+        def _enter(self) -> None:
+            super()._enter()
+            self._resync = False
+
+
+class TellsTheNewestOnly(OwnListener):
+    """One listener hears what happens, the others do not."""
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        with self._lock:
+            for listener in list(self._signals.listeners)[-1:]:
+                listener.tell(events)
+
+
+class TellsInAnyOrder(MemoryStorage):
+    """The events of a call come as they like."""
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        super().tell(events[::-1])
+
+
+class NeverListened(MemoryStorage):
+    """So that nothing is ever told."""
+
+    @property
+    def listened(self) -> bool:
+        return False
+
+
+class AlwaysListened(MemoryStorage):
+    """So that events are built for nobody."""
+
+    @property
+    def listened(self) -> bool:
+        return True
+
+
+class TellsWithoutTheirTexts(MemoryStorage):
+    """What is no ASCII is left out."""
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        super().tell(
+            [replace(e, message=e.message.encode("ascii", "ignore").decode()) for e in events]
+        )
+
+
+class FailsToTell(MemoryStorage):
+    """Whoever tells with nobody there is in trouble."""
+
+    def tell(self, events: Sequence[JobEvent]) -> None:
+        self._signals.check_serving()
+        super().tell(events)
+
+
 CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     LosesAJob: (
         "jobs_of_one_priority_run_in_the_order_of_submission",
@@ -1074,7 +1181,25 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     WorksAfterStop: (
         "a_stopped_storage_refuses_every_verb",
         "stopping_the_storage_ends_a_watch",
+        "stopping_the_storage_ends_the_listening",
     ),
+    DropsEventsSilently: ("a_flood_that_nobody_fetches_ends_in_a_resync",),
+    KeepsEveryEvent: ("a_flood_that_nobody_fetches_ends_in_a_resync",),
+    LosesEventsOfACancelledWait: ("a_cancelled_wait_loses_nothing",),
+    LeaksAClosedListener: (
+        "with_nobody_listening_that_is_known",
+        "closing_ends_the_listening",
+    ),
+    BeginsToListenWithoutAWord: ("the_first_thing_heard_is_resync",),
+    TellsTheNewestOnly: ("everybody_who_listens_hears_everything",),
+    TellsInAnyOrder: ("events_of_one_teller_come_in_order",),
+    NeverListened: (
+        "with_nobody_listening_that_is_known",
+        "every_change_looks_for_listeners",
+    ),
+    AlwaysListened: ("with_nobody_listening_that_is_known",),
+    TellsWithoutTheirTexts: ("any_text_travels",),
+    FailsToTell: ("telling_never_raises",),
     CancelsWhatRuns: (
         "cancelling_a_running_job_asks_for_it",
         "every_settlement_but_success_ends_a_cancelled_run_as_cancelled",
