@@ -4,6 +4,7 @@ from plugq.client.client import CancelAnswer, Client, ClientSettings, Deployment
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.views import AttemptError, Job, Page, QueueInfo, Stats, TaskInfo
+from plugq.client.workers import WorkerInfo
 
 __all__ = [
     "AttemptError",
@@ -18,4 +19,5 @@ __all__ = [
     "Queues",
     "Stats",
     "TaskInfo",
+    "WorkerInfo",
 ]
