@@ -108,8 +108,9 @@ def busy(record: JobRecord, live: Sequence[Live]) -> str:
     slots = sum(one.concurrency for one in serving)
     if not serving or any(one.running < one.concurrency for one in serving):
         return ""
-    of = "1 slot" if slots == 1 else f"{slots:,} slots"
-    return f"all of the {of} of the workers that serve queue {record.queue!r} are busy"
+    if slots == 1:
+        return f"the one slot of the worker that serves queue {record.queue!r} is busy"
+    return f"all {slots:,} slots of the workers that serve queue {record.queue!r} are busy"
 
 
 __all__ = ["reason"]
