@@ -116,6 +116,8 @@ def test_equal_tasks_give_equal_bytes() -> None:
         msgspec.msgpack.encode([1, 5.0, {"retry": [4, "exponential", float("inf")]}]),
         msgspec.msgpack.encode([1, 5.0, {"unique": ["never", None, 0.0]}]),
         msgspec.msgpack.encode([1, 5.0, {"unique": ["throttle", "", 0.0]}]),
+        msgspec.msgpack.encode([1, 5.0, {"unique": ["throttle", "k", -1.0]}]),
+        msgspec.msgpack.encode([1, 5.0, {"unique": ["throttle", "k", float("nan")]}]),
     ],
 )
 def test_what_can_not_be_is_not_believed(value: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from plugq.duration import seconds
 from plugq.errors import PlugqError, Unavailable
 from plugq.protocols.storage import RegisterChange, UniqueMode
 from plugq.request import Asked, Unique, ask
@@ -117,7 +118,8 @@ def decode(register: Register) -> Announced | None:
         if "retry" in given:
             given["retry"] = RetryPolicy(**msgspec.structs.asdict(given["retry"]))
         if "unique" in given:
-            given["unique"] = Unique(*msgspec.structs.astuple(given["unique"]))
+            mode, key, ttl = msgspec.structs.astuple(given["unique"])
+            given["unique"] = Unique(mode, key, seconds(ttl, name="ttl"))
         asked = ask(given)
     except (PlugqError, ValueError, TypeError):
         return None

@@ -106,7 +106,7 @@ def test_who_runs_a_job() -> None:
     record = replace(RECORD, state=JobState.RUNNING, attempt=1, worker="w-1", started_at=1.7e9)
     said = "attempt 1 is running on worker 'w-1' since 2023-11-14T22:13:20+00:00"
     assert reason.running(record, [WORKER]) == said
-    assert reason.running(record, []) == f"{said}, which has not been heard of for a while"
+    assert reason.running(record, []) == f"{said}, which is not among the live workers"
     asked = replace(record, cancel_requested=True)
     assert reason.running(asked, [WORKER]) == f"{said}; its cancellation was requested"
 
@@ -158,7 +158,9 @@ async def test_the_words_are_those_of_the_queue_that_was_mistyped() -> None:
         due = (await delayed.status()).ready_at.isoformat(timespec="seconds")
         with pytest.raises(plugq.WaitTimeout) as caught:
             await delayed.result(0.01)
-        assert str(caught.value).endswith(f" is still delayed after 0.01 s: delayed until {due}")
+        assert str(caught.value).endswith(
+            f" is still delayed after 0.01 s: delayed until {due}; no worker serves queue 'default'"
+        )
 
 
 async def test_what_has_ended_or_gone_meanwhile_is_said() -> None:

@@ -45,12 +45,12 @@ async def reason(broker: Broker, ref: JobRef, waited: float) -> str:
 
 
 async def _why(broker: Broker, record: JobRecord) -> str:
-    if record.state is JobState.DELAYED:
-        return delayed(record)
     live = [one for one in decode(await broker.scan(PREFIX)) if one.kind == "worker"]
     if record.state is JobState.RUNNING:
         return running(record, live)
     known = queued(record, live, await broker.stats())
+    if record.state is JobState.DELAYED:
+        return f"{delayed(record)}; {known}" if known else delayed(record)
     if known or record.lane is None:
         return known or busy(record, live)
     query = FindQuery(states=(JobState.RUNNING,), queue=record.queue, limit=MOST_RUNNING)
@@ -73,7 +73,7 @@ def running(record: JobRecord, live: Sequence[Live]) -> str:
         since = f" since {moment(record.started_at).isoformat(timespec='seconds')}"
     said = f"attempt {record.attempt} is running on worker {record.worker!r}{since}"
     if all(one.id != record.worker for one in live):
-        said = f"{said}, which has not been heard of for a while"
+        said = f"{said}, which is not among the live workers"
     if record.cancel_requested:
         said = f"{said}; its cancellation was requested"
     return said

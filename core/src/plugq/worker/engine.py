@@ -164,7 +164,8 @@ class Engine(Lifecycle):
         """Change the number of slots; running handlers are left alone."""
         self._concurrency = concurrency
         self._kick.set()
-        self._tell()
+        if self.started:
+            self._tell()
 
     def finished(self, attempt: Attempt, settlement: Settlement | None) -> None:
         """Take the end of an attempt, from any thread."""
@@ -206,8 +207,7 @@ class Engine(Lifecycle):
 
     def _tell(self) -> None:
         """Show a change to others now, in the background."""
-        if self._loop is not None:
-            self._supervisor.run("tell", self._presence.tell)
+        self._supervisor.run("tell", self._presence.tell)
 
     async def _drain(self) -> None:
         self._claiming = False
