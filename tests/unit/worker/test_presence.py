@@ -13,7 +13,8 @@ from plugq.protocols import PluginContext
 from plugq.testing import ManualClock
 from plugq.worker import Engine, EngineSettings, Runner
 
-VERBS = set(["submit", "claim", "settle", "renew", "sweep", "get", "find", "stats", "edit", "load", "swap", "scan"])
+VERBS = {"submit", "claim", "settle", "renew", "sweep", "get", "find", "stats", "edit"}
+VERBS |= {"load", "swap", "scan"}
 
 
 class Store(MemoryStorage):
@@ -50,7 +51,7 @@ class World:
         settings = EngineSettings(worker=name, queues=("q",), concurrency=4)
         return Engine(broker, runner, {}, settings, self.clock, tasks=self.app.tasks)
 
-    async def advance(self, seconds: float, *, step: float = 0.05) -> None:
+    async def advance(self, seconds: float, *, step: float = 0.2) -> None:
         for _ in range(round(seconds / step)):
             self.clock.advance(step)
             await self.settle()
@@ -67,17 +68,17 @@ async def test_an_idle_worker_makes_one_call_a_second_and_an_elected_one_three()
     world = World()
     engines = [world.engine("a"), world.engine("b")]
     await engines[0].start()
-    await world.advance(20)
+    await world.advance(15)
     world.store.calls = world.store.sweeps = 0
-    await world.advance(60)
-    assert world.store.calls <= 3 * 60
+    await world.advance(30)
+    assert world.store.calls <= 3 * 30
     elected = world.store.calls - world.store.sweeps
     await engines[1].start()
-    await world.advance(20)
+    await world.advance(15)
     world.store.calls = world.store.sweeps = 0
-    await world.advance(60)
+    await world.advance(30)
     # Only the elected one sweeps.
-    assert 0 < world.store.calls - world.store.sweeps - elected <= 60
+    assert 0 < world.store.calls - world.store.sweeps - elected <= 30
     for engine in engines:
         await engine.stop()
 
