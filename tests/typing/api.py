@@ -1,5 +1,6 @@
 """The public API as a typed user writes it; checked by mypy and pyright, never run."""
 
+from datetime import datetime
 from typing import assert_type
 
 import plugq
@@ -49,6 +50,7 @@ async def requests(client: plugq.Client) -> None:
     handles = await client.submit_many([bare.job("a"), bare.job("b")], batch="news")
     assert_type(handles, list[plugq.JobHandle[str]])
     assert_type(await client.get("id"), plugq.Job)
+    assert_type((await client.workers())[0].last_seen, datetime)
     assert_type(plugq.job("by.name", 1, q=2).task_name, str)
 
 

@@ -21,6 +21,7 @@ from plugq.retry import RetryTerms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from plugq.announcement import Announced
     from plugq.request import Asked, Unique
     from plugq.task import JobRequest, Task
 
@@ -66,7 +67,7 @@ class Submitter:
         self._tables = tables
         self._serde = serde
         self._limits = limits
-        self._plain: dict[str, tuple[Task[Any, Any] | None, _Resolved]] = {}
+        self._plain: dict[str, tuple[Task[Any, Any] | Announced | None, _Resolved]] = {}
 
     def prepare(
         self,
@@ -75,15 +76,20 @@ class Submitter:
         *,
         origin: str = "",
         not_after: float | None = None,
+        announced: Announced | None = None,
     ) -> NewJob:
         """Return the submission of a request.
 
+        ``announced`` stands for the task of a request that has none.
+
         Raises:
-            InvalidJob: the options contradict each other or are out of range.
+            InvalidJob: the options contradict each other or are out of range, or one has to be
+                given because only the code of the task could tell it.
             PayloadError: the arguments can not be encoded, or are too large.
         """
         asked = asked.over(request.asked)
-        resolved = self._resolve(request, asked.layer)
+        announced = announced if request.task is None else None
+        resolved = self._resolve(request, asked.layer, announced)
         id = asked.id if asked.id is not None else uuid7()
         body = self._encode(request, resolved, id)
         deadline_at = asked.deadline_at
@@ -99,9 +105,9 @@ class Submitter:
             deadline_in=None if deadline_at is not None else resolved.deadline,
             deadline_at=deadline_at,
             max_attempts=resolved.retry.max_attempts,
-            lane=self._lane(request, asked.layer, resolved),
+            lane=self._lane(request, asked.layer, resolved, announced),
             batch=asked.batch,
-            unique=self._unique(request, asked.unique),
+            unique=self._unique(request, asked.unique, announced),
             result_ttl=resolved.result_ttl,
             failure_ttl=resolved.failure_ttl,
             id_ttl=resolved.id_ttl,
@@ -113,15 +119,21 @@ class Submitter:
         """Return the queue into which a request goes."""
         return self._resolve(request, asked.over(request.asked).layer).queue
 
-    def _resolve(self, request: JobRequest[Any], layer: SubmitOptions) -> _Resolved:
+    def _resolve(
+        self,
+        request: JobRequest[Any],
+        layer: SubmitOptions,
+        announced: Announced | None = None,
+    ) -> _Resolved:
+        source = request.task or announced
         # Most submissions set nothing of their own: one look-up serves them.
         if layer == _EMPTY:
             known = self._plain.get(request.task_name)
-            if known is None or known[0] is not request.task:
-                plain = _merge(self._tables, request.task_name, request.task, layer)
-                known = self._plain[request.task_name] = (request.task, plain)
+            if known is None or known[0] is not source:
+                plain = _merge(self._tables, request.task_name, source, layer)
+                known = self._plain[request.task_name] = (source, plain)
             return known[1]
-        return _merge(self._tables, request.task_name, request.task, layer)
+        return _merge(self._tables, request.task_name, source, layer)
 
     def _encode(self, request: JobRequest[Any], resolved: _Resolved, id: str) -> bytes:
         context = SerdeContext(task=request.task_name, queue=resolved.queue, id=id)
@@ -161,22 +173,38 @@ class Submitter:
         request: JobRequest[Any],
         layer: SubmitOptions,
         resolved: _Resolved,
+        announced: Announced | None,
     ) -> str | None:
         task = request.task
-        if task is None or task.lane is None or layer.lane is not msgspec.UNSET:
+        if task is None or task.lane is None:
+            computed = announced is not None and announced.lane_computed
+        else:
+            computed = True
+        if not computed or layer.lane is not msgspec.UNSET:
             return resolved.lane
         table = self._tables.tasks.get(request.task_name)
         if table is not None and table.lane is not msgspec.UNSET:
             return resolved.lane
+        if task is None:
+            raise InvalidJob(_UNKNOWABLE.format("lane", request.task_name, "lane=…"))
         lane = _evaluate(task.lane, "lane", request)
         if lane is not None and not isinstance(lane, str):
             raise InvalidJob(f"lane: the function of {task.name!r} gave {lane!r}, expected text")
         checked: str | None = _evaluated("lane", lane)
         return checked
 
-    def _unique(self, request: JobRequest[Any], asked: Unique | None) -> UniqueKey | None:
+    def _unique(
+        self,
+        request: JobRequest[Any],
+        asked: Unique | None,
+        announced: Announced | None,
+    ) -> UniqueKey | None:
         task = request.task
         unique = asked
+        if unique is None and announced is not None:
+            if announced.unique_computed:
+                raise InvalidJob(_UNKNOWABLE.format("unique", request.task_name, "unique=…"))
+            unique = announced.asked.unique
         if unique is None and task is not None:
             unique = (
                 task.asked.unique
@@ -192,12 +220,13 @@ class Submitter:
 
 
 _EMPTY = SubmitOptions()
+_UNKNOWABLE = "{}: task {!r} makes it of its arguments, which needs its code; give {} explicitly"
 
 
 def _merge(
     tables: OptionTables,
     name: str,
-    task: Task[Any, Any] | None,
+    task: Task[Any, Any] | Announced | None,
     layer: SubmitOptions,
 ) -> _Resolved:
     upper = [layer, tables.tasks.get(name, _EMPTY)]

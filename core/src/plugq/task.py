@@ -71,6 +71,20 @@ def job(task: str, /, *args: Any, **kwargs: Any) -> JobRequest[Any]:
     return JobRequest(bounded("task", task, 255), args, kwargs)
 
 
+def bound(request: JobRequest[Any], tasks: Mapping[str, Task[Any, Any]]) -> JobRequest[Any]:
+    """Return a request by name with its task, where that is among these."""
+    task = tasks.get(request.task_name)
+    if task is None:
+        return request
+    return JobRequest(
+        request.task_name,
+        request.args,
+        request.kwargs,
+        task=task,
+        asked=request.asked,
+    )
+
+
 class Task(Generic[P, R]):
     """A registered function.
 
@@ -255,4 +269,4 @@ class Decorator(typing.Protocol):
     def __call__(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
 
 
-__all__ = ["AsyncTask", "JobRequest", "SyncTask", "Task", "Tasks", "job"]
+__all__ = ["AsyncTask", "JobRequest", "SyncTask", "Task", "Tasks", "bound", "job"]

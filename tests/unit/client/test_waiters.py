@@ -65,7 +65,7 @@ async def test_stopping_the_client_ends_a_wait_with_an_error_that_says_so() -> N
 
 
 async def test_a_wait_times_out_as_such_although_the_state_can_not_be_learnt() -> None:
-    one, store = client(client={"deadline": 0.05})
+    one, store = client()
     async with one:
         handle = await one.submit(plugq.job("t"))
         store.lossy = True

@@ -74,7 +74,13 @@ class Assembly:
                 self._storage = storage
             return storage
 
-    def broker(self, *, maintain: bool, schedules: Sequence[Schedule] = ()) -> LocalBroker:
+    def broker(
+        self,
+        *,
+        maintain: bool,
+        schedules: Sequence[Schedule] = (),
+        listed: bool = True,
+    ) -> LocalBroker:
         """Return a broker for one event loop, on a storage of its own."""
         config = self.config
         return LocalBroker(
@@ -89,6 +95,7 @@ class Assembly:
             else (),
             schedules=schedules,
             observer=self.hooks,
+            listed=listed,
         )
 
     def client(self, tasks: Mapping[str, Task[Any, Any]] | None = None) -> Client:

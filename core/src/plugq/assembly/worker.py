@@ -74,6 +74,7 @@ class Worker:
         for module in app.include:
             import_module(module, config)
         hooks = self._assembly.hooks
+        self._tasks = dict(app.tasks)
         self._handlers = {
             name: _Handler(name, task.is_async, task.bind, hooks.wrap_handler(name, task.call))
             for name, task in app.tasks.items()
@@ -189,11 +190,12 @@ class Worker:
 
     def _make_engine(self) -> Engine:
         self._engine = Engine(
-            self._assembly.broker(maintain=True, schedules=self._schedules),
+            self._assembly.broker(maintain=True, schedules=self._schedules, listed=False),
             self._runner,
             self._handlers,
             self._settings,
             self._assembly.clock,
+            tasks=self._tasks,
         )
         return self._engine
 

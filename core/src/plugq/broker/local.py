@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import random
+import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ from plugq.errors import PlugqError, Unavailable
 from plugq.events import EventKind
 from plugq.job import JobState, Outcome
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
+from plugq.presence import Live, Presence
 from plugq.protocols.edits import Configure
 from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import ClaimReply, Resync, Settlement, SubmitStatus, Wake
@@ -85,7 +88,8 @@ class LocalBroker(Lifecycle):
 
     ``maintain`` stands for the office of the sweeper, as workers and brokers do and plain clients
     do not. ``patience`` is how long a new sweeper leaves lapsed leases alone. ``settings`` are
-    stored at the start; where processes differ the last one started wins.
+    stored at the start; where processes differ the last one started wins. A broker that maintains
+    lists itself among the live ones; ``listed=False`` leaves that to the worker that it is part of.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class LocalBroker(Lifecycle):
         settings: Sequence[QueueSettings] = (),
         schedules: Sequence[Schedule] = (),
         observer: Observer | None = None,
+        listed: bool = True,
     ) -> None:
         super().__init__()
         self._storage = storage
@@ -132,6 +137,7 @@ class LocalBroker(Lifecycle):
             if maintain and schedules
             else None
         )
+        self._presence = Presence(storage, clock, self._facts) if maintain and listed else None
         self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
         self._dispatch = Dispatch(self._next_poll)
         #: Others were told that this broker runs, and have to be told when it does not any more.
@@ -167,6 +173,8 @@ class LocalBroker(Lifecycle):
             self._supervisor.run("sweep", self._sweeper.run)
         if self._scheduler is not None:
             self._supervisor.run("schedule", self._scheduler.run)
+        if self._presence is not None:
+            self._supervisor.run("presence", self._presence.run)
         if self._sweeper is not None:
             self._announced = True
             self._reports.broker(EventKind.BROKER_STARTED)
@@ -188,6 +196,8 @@ class LocalBroker(Lifecycle):
         if self._sweeper is not None:
             with contextlib.suppress(PlugqError):
                 await self._sweeper.resign()
+        if self._presence is not None:
+            await self._presence.remove()
             if self._announced:
                 self._announced = False
                 self._reports.broker(EventKind.BROKER_STOPPED)
@@ -342,6 +352,9 @@ class LocalBroker(Lifecycle):
             "sweeper": None if self._sweeper is None else self._sweeper.state(),
             "schedules": {} if self._scheduler is None else self._scheduler.state(),
         }
+
+    def _facts(self) -> Live:
+        return Live(kind="broker", id=self._peer, host=socket.gethostname(), pid=os.getpid())
 
     async def _watch(self, watching: asyncio.Event) -> None:
         async with contextlib.aclosing(self._storage.watch(self._peer)) as notices:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 OFFICE = "sweeper"
 #: Seconds for which the office is held, between renewals of it, and between candidacies. An
 #: office left by a dead process is taken over after at most ``TERM + CANDIDACY`` = 2.9 s.
-TERM = 1.7
+TERM = 1.5
 RENEWAL = 0.8
-CANDIDACY = 1.2
+CANDIDACY = 1.4
 #: The longest that a sweeper sleeps, so that a due job is noticed within a second.
 ROUND = 0.8
 #: A round that comes this much later than planned means that the process was paused.

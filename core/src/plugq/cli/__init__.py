@@ -17,6 +17,7 @@ COMMANDS = {
     "jobs": "plugq.cli.jobs",
     "queues": "plugq.cli.queues",
     "schedules": "plugq.cli.schedules",
+    "workers": "plugq.cli.workers",
     "stats": "plugq.cli.queues",
     "events": "plugq.cli.events",
     "check": "plugq.cli.check",

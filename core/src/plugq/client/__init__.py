@@ -5,6 +5,7 @@ from plugq.client.events import EventStream
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.views import AttemptError, Job, Page, QueueInfo, Stats, TaskInfo
+from plugq.client.workers import WorkerInfo
 
 __all__ = [
     "AttemptError",
@@ -20,4 +21,5 @@ __all__ = [
     "Queues",
     "Stats",
     "TaskInfo",
+    "WorkerInfo",
 ]

@@ -7,11 +7,14 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from plugq.client.announced import Announcements
 from plugq.client.events import EventHub, choice_of
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
+from plugq.client.reason import reason
 from plugq.client.views import Page, attempt_view, stats_view, view
 from plugq.client.waiters import Waiters
+from plugq.client.workers import workers_view
 from plugq.duration import Duration, seconds, timestamp
 from plugq.envelope import open_body, open_result
 from plugq.errors import (
@@ -22,7 +25,6 @@ from plugq.errors import (
     JobNotFound,
     JobSkipped,
     OutcomeUnknown,
-    PlugqError,
     QueueFull,
     ResultExpired,
     Unavailable,
@@ -31,11 +33,12 @@ from plugq.errors import (
 )
 from plugq.job import JobRef, JobState
 from plugq.lifecycle import Lifecycle
+from plugq.presence import PREFIX, decode
 from plugq.protocols.edits import Cancel, Edit, EditStatus, Purge, Redrive
 from plugq.protocols.serde import Serde, SerdeContext
 from plugq.protocols.storage import FindQuery, SubmitStatus
 from plugq.request import Asked, ask, check_id
-from plugq.task import JobRequest
+from plugq.task import JobRequest, bound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from plugq.client.events import EventStream, Kind
     from plugq.client.views import Job, Stats
+    from plugq.client.workers import WorkerInfo
     from plugq.clock import Clock
     from plugq.job import JobRecord
     from plugq.protocols.broker import Broker
@@ -108,6 +112,7 @@ class Client(Lifecycle):
         self._settings = settings or ClientSettings()
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
         self._events = EventHub(broker, clock, deadline=self._settings.deadline)
+        self._announced = Announcements(lambda keys: self._ask(lambda: broker.load(keys)), clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queues: Queues = Queues(self)
 
@@ -164,7 +169,7 @@ class Client(Lifecycle):
             Unavailable: the storage could not be reached in time; nothing was stored.
             OutcomeUnknown: the answer was lost; submitting again with the same id is safe.
         """
-        jobs = self._prepare([request], ask(options))
+        jobs = await self._prepare([request], ask(options))
         replies = await self._send(jobs)
         return self._handle(request, jobs[0], replies[0])
 
@@ -187,7 +192,7 @@ class Client(Lifecycle):
         if asked.id is not None:
             raise InvalidJob("id: one id can not serve many jobs; use request.options(id=…)")
         wanted = list(requests)
-        jobs = self._prepare(wanted, asked)
+        jobs = await self._prepare(wanted, asked)
         handles: list[JobHandle[R]] = []
         for start in range(0, len(jobs), CHUNK):
             chunk = jobs[start : start + CHUNK]
@@ -294,6 +299,14 @@ class Client(Lifecycle):
         """Return jobs by state, cumulative totals and ages, by queue and by task."""
         return stats_view(await self._ask(self._broker.stats))
 
+    async def workers(self) -> tuple[WorkerInfo, ...]:
+        """Return the workers and brokers that are alive.
+
+        One that stops is gone at once, one that is killed after 25 s. What it says of itself is up
+        to 10 s old.
+        """
+        return workers_view(decode(await self._ask(lambda: self._broker.scan(PREFIX))))
+
     async def cancel(self, *handles: JobHandle[Any] | Job) -> list[CancelAnswer]:
         """Cancel jobs: at once where they wait, by their workers where they run.
 
@@ -360,12 +373,22 @@ class Client(Lifecycle):
             "broker": self._broker.state(),
         }
 
-    def _prepare(self, requests: Sequence[JobRequest[Any]], asked: Asked) -> list[NewJob]:
+    async def _prepare(self, requests: Sequence[JobRequest[Any]], asked: Asked) -> list[NewJob]:
         prepare, origin = self._deployment.submitter.prepare, self._broker.peer
         for request in requests:
             if not isinstance(request, JobRequest):
                 raise InvalidJob(f"expected task.job(…), got {request!r}")
-        return [prepare(request, asked, origin=origin) for request in requests]
+        # A task that is here needs no announcement to count, by name as well.
+        tasks = self._deployment.tasks
+        requests = [bound(one, tasks) if one.task is None else one for one in requests]
+        absent = {one.task_name for one in requests if one.task is None}
+        if not absent:
+            return [prepare(request, asked, origin=origin) for request in requests]
+        known = await self._announced.of(sorted(absent))
+        return [
+            prepare(request, asked, origin=origin, announced=known.get(request.task_name))
+            for request in requests
+        ]
 
     def _handle(self, request: JobRequest[R], job: NewJob, reply: SubmitReply) -> JobHandle[R]:
         return JobHandle(
@@ -505,15 +528,8 @@ class Client(Lifecycle):
         return record
 
     async def _timed_out(self, handle: JobHandle[Any], limit: float) -> WaitTimeout:
-        try:
-            state = str((await self.get(handle.id, queue=handle.queue)).state)
-        except PlugqError:
-            state = "of unknown state"
-        return WaitTimeout(
-            f"job {handle.id!r} in queue {handle.queue!r} is still {state} after {limit:g} s",
-            queue=handle.queue,
-            id=handle.id,
-        )
+        said = await reason(self._broker, handle.ref, limit)
+        return WaitTimeout(said, queue=handle.queue, id=handle.id)
 
     def _decode(self, record: JobRecord, content_type: str, data: bytes) -> Any:
         serde = self._deployment.serdes.get(content_type)
@@ -529,7 +545,7 @@ def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> Non
     A queue that is drained is named first: beside it the answers of the others say only that
     nothing was stored.
     """
-    for status, reason in (
+    for status, why in (
         (
             SubmitStatus.DRAINING,
             "is being drained and takes no jobs; `plugq queues resume {}` ends that",
@@ -538,7 +554,7 @@ def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> Non
     ):
         for job, reply in zip(jobs, replies, strict=True):
             if reply.status is status:
-                message = f"queue {job.queue!r} {reason.format(job.queue)}"
+                message = f"queue {job.queue!r} {why.format(job.queue)}"
                 raise QueueFull(message, queue=job.queue)
 
 

@@ -12,6 +12,8 @@ import contextlib
 import heapq
 import itertools
 import logging
+import os
+import socket
 import uuid
 from collections import deque
 from dataclasses import dataclass
@@ -19,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from plugq.announcement import Announcer
 from plugq.envelope import open_body
 from plugq.errors import PlugqError, Undecodable
 from plugq.events import EventKind, JobEvent
 from plugq.job import JobState
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
+from plugq.presence import Live, Presence
 from plugq.protocols.storage import CancelAsked, ClaimRequest, Holder, LeaseRef, RenewReply, Resync
 from plugq.worker.outcome import failed, released, stopped
 from plugq.worker.runner import Attempt
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from plugq.clock import Clock
     from plugq.protocols.broker import Broker
     from plugq.protocols.storage import ClaimReply, Lease, Notice, Settlement, SettleReply
+    from plugq.task import Task
     from plugq.worker.context import CancelReason
     from plugq.worker.runner import Handler, Runner
 
@@ -95,6 +100,8 @@ class Engine(Lifecycle):
         handlers: Mapping[str, Handler],
         settings: EngineSettings,
         clock: Clock,
+        *,
+        tasks: Mapping[str, Task[Any, Any]] | None = None,
     ) -> None:
         super().__init__()
         self._broker = broker
@@ -129,6 +136,8 @@ class Engine(Lifecycle):
         self._idle = asyncio.Event()
         self._announced = False
         self._remove_listener: Callable[[], None] | None = None
+        self._presence = Presence(broker, clock, self._facts)
+        self._announcer = Announcer(broker, clock, tasks or {})
         self._counts = {"started": 0, "finished": 0, "lost": 0, "abandoned": 0, "unknown": 0}
 
     async def _start(self) -> None:
@@ -138,6 +147,8 @@ class Engine(Lifecycle):
         self._claiming = True
         self._supervisor.run("pump", self._pump)
         self._supervisor.run("renew", self._renew_loop)
+        self._supervisor.run("presence", self._presence.run)
+        self._supervisor.run("announce", self._announcer.run)
         self._kick.set()
         self._announce(EventKind.WORKER_STARTED)
 
@@ -149,6 +160,7 @@ class Engine(Lifecycle):
         await self._supervisor.stop()
         await self._alarm.stop()
         await self._release_rest()
+        await self._presence.remove()
         if self._announced:
             self._announce(EventKind.WORKER_STOPPED)
         await self._broker.stop()
@@ -164,6 +176,8 @@ class Engine(Lifecycle):
         """Change the number of slots; running handlers are left alone."""
         self._concurrency = concurrency
         self._kick.set()
+        if self.started:
+            self._tell()
 
     def finished(self, attempt: Attempt, settlement: Settlement | None) -> None:
         """Take the end of an attempt, from any thread."""
@@ -185,12 +199,31 @@ class Engine(Lifecycle):
             "prefetched": len(self._prefetched),
             "leases": len(self._held),
             "claim_error": self._claim_error,
+            "presence": self._presence.state(),
             "loops": self._supervisor.state(),
             **self._counts,
         }
 
+    def _facts(self) -> Live:
+        return Live(
+            kind="worker",
+            id=self._worker,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=self._settings.queues,
+            tasks=tuple(sorted(self._handlers)),
+            concurrency=self._concurrency,
+            running=self._running,
+            draining=not self._claiming,
+        )
+
+    def _tell(self) -> None:
+        """Show a change to others now, in the background."""
+        self._supervisor.run("tell", self._presence.tell)
+
     async def _drain(self) -> None:
         self._claiming = False
+        self._tell()
         await self._unpark()
         self._give_back_prefetched()
         await self._wait_idle(self._settings.grace)
