@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from plugq.broker.reports import Observer
-    from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply, QueueSettings
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
         SubmitReply,
         Swapped,
     )
+    from plugq.schedule import Definition
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ class LocalBroker(Lifecycle):
 
     ``maintain`` stands for the office of the sweeper, as workers and brokers do and plain clients
     do not. ``patience`` is how long a new sweeper leaves lapsed leases alone. ``settings`` are
-    stored at the start; where processes differ the last one started wins.
+    stored at the start; where processes differ the last one started wins. ``schedules`` are
+    announced in the name of ``owner``; the elected process runs those of everybody.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class LocalBroker(Lifecycle):
         patience: float = 12.0,
         deadline_grace: float = 30.0,
         settings: Sequence[QueueSettings] = (),
-        schedules: Sequence[Schedule] = (),
+        schedules: Sequence[Definition] = (),
+        owner: str = "",
         observer: Observer | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +112,7 @@ class LocalBroker(Lifecycle):
                 patience=patience,
                 deadline_grace=deadline_grace,
                 report=self._reports.changed,
+                news=self._schedules_changed,
             )
             if maintain
             else None
@@ -119,10 +122,11 @@ class LocalBroker(Lifecycle):
                 storage,
                 clock,
                 schedules,
+                owner=owner,
                 active=lambda: self._sweeper is not None and self._sweeper.elected,
                 ticked=self._reports.ticked,
             )
-            if maintain and schedules
+            if maintain
             else None
         )
         self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
@@ -338,6 +342,10 @@ class LocalBroker(Lifecycle):
                         self._spawn(self._give_back(reply))
                 case Timer(at):
                     self._alarm.set(at)
+
+    def _schedules_changed(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.changed()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

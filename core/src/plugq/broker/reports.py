@@ -17,7 +17,6 @@ from plugq.protocols.storage import SubmitStatus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.storage import Change, Lease, NewJob, Settlement, SettleReply, SubmitReply
@@ -96,12 +95,12 @@ class Reports:
                 ],
             )
 
-    def ticked(self, schedule: Schedule, job: NewJob) -> None:
+    def ticked(self, schedule: str, job: NewJob) -> None:
         """Tell that a schedule has submitted a job."""
         kind = EventKind.TICK
         if self._listens(kind):
             event = self._event(kind, job.queue, job.id, job.task)
-            self._emit(kind, [msgspec.structs.replace(event, schedule=schedule.name)])
+            self._emit(kind, [msgspec.structs.replace(event, schedule=schedule)])
 
     def settled(
         self,

@@ -3,7 +3,8 @@
 from plugq.client.client import CancelAnswer, Client, ClientSettings, Deployment
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
-from plugq.client.views import AttemptError, Job, Page, QueueInfo, Stats, TaskInfo
+from plugq.client.schedules import Schedules
+from plugq.client.views import AttemptError, Job, Page, QueueInfo, ScheduleInfo, Stats, TaskInfo
 
 __all__ = [
     "AttemptError",
@@ -16,6 +17,8 @@ __all__ = [
     "Page",
     "QueueInfo",
     "Queues",
+    "ScheduleInfo",
+    "Schedules",
     "Stats",
     "TaskInfo",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
+from plugq.client.schedules import Schedules
 from plugq.client.views import Page, attempt_view, stats_view, view
 from plugq.client.waiters import Waiters
 from plugq.duration import Duration, seconds, timestamp
@@ -107,6 +108,7 @@ class Client(Lifecycle):
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queues: Queues = Queues(self)
+        self.schedules: Schedules = Schedules(self)
 
     async def __aenter__(self) -> Self:
         """Start."""
