@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from plugq.broker.local import LocalBroker
 from plugq.broker.scheduler import Scheduler
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
-from plugq.job import Outcome
+from plugq.job import JobState, Outcome
 from plugq.protocols import (
     ClaimRequest,
     Configure,
@@ -18,10 +20,24 @@ from plugq.protocols import (
     NewJob,
     PluginContext,
     QueueSettings,
+    RegisterChange,
     Settlement,
+    SubmitReply,
+    SubmitStatus,
     SweepRequest,
 )
-from plugq.schedule import CatchUp, Cron, Definition, Interval, Overlap, Rule
+from plugq.schedule import (
+    CatchUp,
+    Cron,
+    Definition,
+    Entry,
+    Interval,
+    Overlap,
+    Rule,
+    Stored,
+    changes,
+)
+from plugq.schedule.stored import NEWS, encode, key_of, read
 from plugq.testing import ManualClock
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -335,3 +351,270 @@ async def test_a_machine_that_slept_is_noticed_between_two_ticks() -> None:
     await scheduler.round()
     world.clock.set_back(1)
     assert scheduler._stale()
+
+
+async def entry_of(world: World, name: str = "s") -> Entry:
+    (register,) = (await world.store.load([key_of(name)])).registers
+    assert register is not None
+    stored = read(register)
+    assert isinstance(stored, Stored)
+    return stored.entry
+
+
+async def change(world: World, edit: Any, name: str = "s") -> None:
+    loaded = await world.store.load([key_of(name)])
+    (register,) = loaded.registers
+    assert register is not None
+    stored = read(register)
+    assert isinstance(stored, Stored)
+    entry = edit(stored.entry, loaded.now)
+    value = None if entry is None else encode(entry)
+    written = RegisterChange(key=key_of(name), expect=register.version, value=value)
+    assert (await world.store.swap([written])).done
+
+
+def minutely(name: str = "s", **options: Any) -> Definition:
+    wanted: dict[str, Any] = {
+        "name": name,
+        "rule": Interval(60),
+        "job": template(),
+        "catch_up": "all",
+        "overlap": "allow",
+        "source": "code",
+        "digest": "1",
+    }
+    return Definition(**wanted | options)
+
+
+async def test_a_paused_schedule_submits_nothing_and_makes_up_for_nothing() -> None:
+    world = World()
+    await world.store.start()
+    scheduler = await world.announced(minutely())
+    world.clock.advance(60)
+    assert await scheduler.round() == 1
+    await change(world, lambda entry, _: changes.paused(entry))
+    world.clock.advance(300)
+    assert await scheduler.round() == 0
+    await change(world, changes.resumed)
+    assert await scheduler.round() == 0
+    world.clock.advance(60)
+    assert await scheduler.round() == 1
+    assert await world.ticks() == [expected(7)[0], expected(7)[6]]
+
+
+async def test_an_elected_scheduler_runs_what_others_have_announced() -> None:
+    world = World()
+    await world.store.start()
+    scheduler = await world.announced(minutely("a"), owner="one")
+    await world.announced(minutely("b"), owner="two")
+    world.clock.advance(60)
+    assert await scheduler.round() == 2
+
+
+async def test_what_its_owner_defines_no_longer_goes_and_others_stay() -> None:
+    world = World()
+    await world.store.start()
+    await world.announced(minutely("a"), minutely("b"), owner="one")
+    await world.announced(minutely("c"), owner="two")
+    scheduler = await world.announced(minutely("b"), owner="one")
+    world.clock.advance(60)
+    assert await scheduler.round() == 2
+    assert list(scheduler.state()) == ["b", "c"]
+    await world.announced(owner="one")
+    world.clock.advance(60)
+    assert await scheduler.round() == 1
+
+
+async def test_the_same_definition_leaves_a_pause_and_another_one_ends_it() -> None:
+    world = World()
+    await world.store.start()
+    await world.announced(minutely())
+    await change(world, lambda entry, _: changes.paused(entry))
+    await world.announced(minutely())
+    assert (await entry_of(world)).paused
+    world.clock.advance(300)
+    scheduler = await world.announced(minutely(digest="2"))
+    assert await scheduler.round() == 0
+    world.clock.advance(60)
+    assert await scheduler.round() == 1
+
+
+async def test_a_restart_goes_on_where_the_ticks_were() -> None:
+    world = World()
+    await world.store.start()
+    await world.announced(minutely())
+    world.clock.advance(300)
+    scheduler = await world.announced(minutely(digest="2"))
+    assert await scheduler.round() == 5
+    world.clock.advance(300)
+    scheduler = await world.announced(minutely(digest="3", rule=Interval(30)))
+    assert await scheduler.round() == 0
+
+
+async def test_of_two_owners_of_one_name_the_last_one_counts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.announced(minutely(), owner="one")
+    await world.announced(minutely(digest="2", job=template(queue="other")), owner="two")
+    assert "defined by one too" in caplog.text
+    await world.announced(owner="one")
+    entry = await entry_of(world)
+    assert (entry.owner, entry.job.queue) == ("two", "other")
+
+
+async def test_a_definition_that_moves_while_its_tick_is_submitted_runs_it_once() -> None:
+    world = World()
+    await world.store.start()
+    one, two = await world.announced(minutely()), await world.announced(minutely())
+    world.clock.advance(60)
+    gate = asyncio.Event()
+    world.store.gates.append(gate)
+    paused = asyncio.create_task(one.round())
+    await world.store.reached.wait()
+    await world.announced(minutely(digest="2", job=template(queue="other")))
+    assert await two.round() == 1
+    gate.set()
+    await paused
+    world.clock.advance(60)
+    assert await two.round() == 1
+    jobs = (await world.store.find(FindQuery())).jobs
+    assert sorted((job.queue, job.id) for job in jobs) == [
+        ("other", f"s@{expected(2)[1]}"),
+        ("q", f"s@{expected(2)[0]}"),
+    ]
+
+
+async def test_a_job_whose_scheduler_died_before_it_could_say_so_is_not_overlapped() -> None:
+    world = World()
+    await world.store.start()
+    one = await world.scheduler(Interval(60), catch_up="one", overlap="skip")
+    world.clock.advance(60)
+    swap = world.store.swap
+    swaps = 0
+
+    async def dies(written: Any) -> Any:
+        nonlocal swaps
+        swaps += 1
+        if swaps == 2:
+            raise asyncio.CancelledError
+        return await swap(written)
+
+    world.store.swap = dies  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await one.round()
+    world.store.swap = swap  # type: ignore[method-assign]
+    world.clock.advance(60)
+    two = await world.scheduler(Interval(60), catch_up="one", overlap="skip")
+    for _ in range(3):
+        await two.round()
+    assert await world.accepted() == 1
+
+
+async def test_a_draining_queue_refuses_ticks_for_a_while_and_loses_none() -> None:
+    world = World()
+    await world.store.start()
+    submit = world.store.submit
+    draining = True
+
+    async def refuses(jobs: Any) -> Any:
+        if draining:
+            return [SubmitReply(SubmitStatus.DRAINING, job.id, JobState.QUEUED) for job in jobs]
+        return await submit(jobs)
+
+    world.store.submit = refuses  # type: ignore[method-assign]
+    scheduler = await world.scheduler(Interval(60))
+    for _ in range(30):
+        world.clock.advance(60)
+        assert await scheduler.round() == 0
+    draining = False
+    for _ in range(3):
+        await scheduler.round()
+    assert await world.ticks() == expected(30)
+
+
+async def test_what_nobody_could_complete_in_time_counts_as_submitted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a job that ran, and whose id is forgotten by now, would run again."""
+    world = World()
+    await world.store.start()
+    scheduler = await world.scheduler(Interval(3600), id_ttl=600.0)
+    world.clock.advance(3600)
+    gate = asyncio.Event()
+    world.store.gates.append(gate)
+    dead = asyncio.create_task(scheduler.round())
+    await world.store.reached.wait()
+    dead.cancel()
+    await asyncio.gather(dead, return_exceptions=True)
+    world.clock.advance(541)
+    assert await scheduler.round() == 0
+    assert "counts as submitted" in caplog.text
+    world.clock.advance(3600)
+    assert await scheduler.round() == 1
+
+
+@pytest.mark.parametrize("value", [b"", b"\xc1 nonsense", b"\x93\x01\x02\x03"])
+async def test_a_register_that_can_not_be_read_is_told_once_and_left_alone(
+    value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.swap([RegisterChange(key=key_of("bad"), expect=0, value=value)])
+    scheduler = await world.announced(minutely(), minutely("bad"))
+    caplog.clear()
+    for _ in range(3):
+        world.clock.advance(60)
+        assert await scheduler.round() == 1
+    assert caplog.text.count("can not be read") == 1
+    assert scheduler.state()["bad"].startswith("unreadable: ")
+    (register,) = (await world.store.load([key_of("bad")])).registers
+    assert register is not None
+    assert register.value == value
+
+
+async def test_ten_thousand_schedules_cost_a_few_calls_for_each_hundred() -> None:
+    world = World()
+    await world.store.start()
+    number = 10_000
+    scheduler = await world.announced(*(minutely(f"s{at}") for at in range(number)))
+    await scheduler.round()
+    calls: Counter[str] = Counter()
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            calls[name] += 1
+            return getattr(world.store, name)
+
+    scheduler._storage = Counted()  # type: ignore[assignment]
+    world.clock.advance(60)
+    assert await scheduler.round() == number
+    assert calls == {"load": 101, "scan": 1, "swap": 200, "submit": 100}
+    calls.clear()
+    assert await scheduler.round() == 0
+    assert calls == {"load": 1, "scan": 1}
+
+
+async def test_a_change_is_noticed_at_the_next_renewal_of_the_sweepers_term() -> None:
+    clock = ManualClock(START)
+    store = MemoryStorage(MemoryOptions(), PluginContext(clock=clock))
+    broker = LocalBroker(store, clock, maintain=True)
+    await broker.start()
+    try:
+
+        async def pass_time(seconds: float) -> None:
+            for _ in range(round(seconds / 0.1)):
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                clock.advance(0.1)
+
+        await pass_time(5)
+        entry = minutely(rule=Interval(0.5)).entry(owner="", last=clock.time())
+        await store.swap([RegisterChange(key=key_of("s"), expect=0, value=encode(entry))])
+        await store.swap([RegisterChange(key=NEWS, expect=0, value=b"1")])
+        await pass_time(1.6)
+        assert (await store.find(FindQuery())).jobs
+        assert (await store.load([NEWS])).registers == (None,)
+    finally:
+        await broker.stop()
