@@ -494,12 +494,12 @@ async def test_a_job_whose_scheduler_died_before_it_could_say_so_is_not_overlapp
     swap = world.store.swap
     swaps = 0
 
-    async def dies(written: Any) -> Any:
+    async def dies(changes: Any) -> Any:
         nonlocal swaps
         swaps += 1
         if swaps == 2:
             raise asyncio.CancelledError
-        return await swap(written)
+        return await swap(changes)
 
     world.store.swap = dies  # type: ignore[method-assign]
     with pytest.raises(asyncio.CancelledError):
@@ -553,6 +553,30 @@ async def test_what_nobody_could_complete_in_time_counts_as_submitted(
     assert "counts as submitted" in caplog.text
     world.clock.advance(3600)
     assert await scheduler.round() == 1
+
+
+async def test_ids_that_are_forgotten_are_not_submitted_again() -> None:
+    """A scheduler dies after it submitted; the job ends and is forgotten before another comes."""
+    world = World()
+    await world.store.start()
+    scheduler = await world.scheduler(Interval(3600), id_ttl=600.0, result_ttl=0.0)
+    world.clock.advance(3600)
+    submit = world.store.submit
+
+    async def dies(jobs: Any) -> Any:
+        await submit(jobs)
+        raise asyncio.CancelledError
+
+    world.store.submit = dies  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await scheduler.round()
+    world.store.submit = submit  # type: ignore[method-assign]
+    await world.finish_everything()
+    world.clock.advance(700)
+    await world.store.sweep(SweepRequest(limit=100))
+    assert await world.ticks() == []
+    await scheduler.round()
+    assert await world.accepted() == 1
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1 nonsense", b"\x93\x01\x02\x03"])
