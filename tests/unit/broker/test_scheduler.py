@@ -579,6 +579,27 @@ async def test_ids_that_are_forgotten_are_not_submitted_again() -> None:
     assert await world.accepted() == 1
 
 
+@pytest.mark.parametrize(
+    ("away", "policy", "number"), [(4, "skip", 1), (6, "skip", 0), (6, "one", 1)]
+)
+async def test_a_tick_under_way_is_completed_unless_its_policy_finds_it_too_late(
+    away: int, policy: CatchUp, number: int
+) -> None:
+    world = World()
+    await world.store.start()
+    scheduler = await world.scheduler(Interval(3600), catch_up=policy)
+    world.clock.advance(3600)
+    gate = asyncio.Event()
+    world.store.gates.append(gate)
+    dead = asyncio.create_task(scheduler.round())
+    await world.store.reached.wait()
+    dead.cancel()
+    await asyncio.gather(dead, return_exceptions=True)
+    world.clock.advance(away)
+    assert await scheduler.round() == number
+    assert await world.accepted() == number
+
+
 @pytest.mark.parametrize("value", [b"", b"\xc1 nonsense", b"\x93\x01\x02\x03"])
 async def test_a_register_that_can_not_be_read_is_told_once_and_left_alone(
     value: bytes, caplog: pytest.LogCaptureFixture

@@ -14,7 +14,7 @@ about to submit and to which queue, submits them, and only then advances it. So
 
 Ticks that were noted and that nobody could complete while their ids were surely known count as
 submitted, with a warning in the log: that takes a scheduler that died between two calls, and none
-that took its place for ``id_ttl``.
+that took its place for ``id_ttl``. The same is true of late ones of a schedule that skips those.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.broker.agenda import Agenda
 from plugq.broker.announce import announce, tell
-from plugq.broker.ticks import advanced, jobs_of, noted, refused, still_known
+from plugq.broker.ticks import advanced, jobs_of, noted, refused, still_known, too_late
 from plugq.duration import moment
 from plugq.errors import OutcomeUnknown, Unavailable
 from plugq.job import JobRef
@@ -191,12 +191,12 @@ class Scheduler:
                 answer = self._due(stored, now)
                 if answer is not None:
                     answers.append((stored, answer))
-            elif still_known(pending, now):
+            elif still_known(pending, now) and not too_late(stored.entry, pending, now):
                 ready.append(stored)
             else:
                 logger.warning(
-                    "schedule %r: whether the job of %s was submitted is not known any more; it "
-                    "counts as submitted",
+                    "schedule %r: whether the job of %s was submitted can not be made sure in "
+                    "time; it counts as submitted",
                     name,
                     moment_of(pending.ticks[-1]).isoformat(),
                 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from plugq.schedule.rule import ON_TIME
 from plugq.schedule.stored import Pending, tick_id
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ def still_known(pending: Pending, now: float) -> bool:
     return now <= pending.at + pending.known - SUBMIT_WITHIN
 
 
+def too_late(entry: Entry, pending: Pending, now: float) -> bool:
+    """Whether noted ticks are older than their policy lets them be submitted."""
+    return entry.catch_up == "skip" and now - pending.ticks[-1] > ON_TIME
+
+
 def refused(stored: Stored, pending: Pending, now: float) -> Entry | None:
     """Return the entry after a full queue refused its first tick, if it has to be written.
 
@@ -86,4 +92,4 @@ def jobs_of(stored: Stored, pending: Pending, now: float) -> list[NewJob]:
     ]
 
 
-__all__ = ["SUBMIT_WITHIN", "advanced", "jobs_of", "noted", "refused", "still_known"]
+__all__ = ["SUBMIT_WITHIN", "advanced", "jobs_of", "noted", "refused", "still_known", "too_late"]
