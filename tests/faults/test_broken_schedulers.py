@@ -129,9 +129,9 @@ def every_announcement_replaces(patch: pytest.MonkeyPatch) -> None:
 def owners_remove_what_is_not_theirs(patch: pytest.MonkeyPatch) -> None:
     retire = announce._retire
 
-    async def anything(storage: Any, register: Any, owner: str) -> bool:
+    async def anything(storage: Any, register: Any, owner: str) -> None:
         stored = read(register)
-        return await retire(storage, register, stored.entry.owner)  # type: ignore[union-attr]
+        await retire(storage, register, stored.entry.owner)  # type: ignore[union-attr]
 
     patch.setattr(announce, "_retire", anything)
 

@@ -663,3 +663,16 @@ async def test_a_change_is_noticed_at_the_next_renewal_of_the_sweepers_term() ->
         assert (await store.load([NEWS])).registers == (None,)
     finally:
         await broker.stop()
+
+
+async def test_many_who_announce_at_once_all_get_what_they_define() -> None:
+    world = World()
+    await world.store.start()
+    definitions = [minutely(f"s{number}") for number in range(20)]
+    await asyncio.gather(
+        *(world.announced(*definitions) for _ in range(3)),
+        *(world.announced(minutely(f"t{number}"), owner=f"o{number}") for number in range(5)),
+    )
+    scheduler = await world.announced(*definitions)
+    world.clock.advance(60)
+    assert await scheduler.round() == 25

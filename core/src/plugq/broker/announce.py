@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -13,19 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plugq.protocols.storage import Register, Storage
-    from plugq.schedule.stored import Definition, Entry
+    from plugq.schedule.stored import Definition
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-#: Schedules that are loaded in one call.
-CHUNK = 500
+#: Schedules that are written in one step, and read before other work of the loop has its turn.
+CHUNK, BREATH = 500, 100
 
 
-async def announce(storage: Storage, definitions: Sequence[Definition], owner: str) -> bool:
+async def announce(storage: Storage, definitions: Sequence[Definition], owner: str) -> None:
     """Write definitions where they differ, and remove those that their owner no longer has.
 
-    Returns whether anything was changed. May be repeated, and at the same time as others: of two
-    owners that define one name the last one counts.
+    May be repeated, and at the same time as others: of two owners that define one name the last
+    one counts.
 
     Raises:
         Unavailable: the storage can not be reached.
@@ -34,15 +35,13 @@ async def announce(storage: Storage, definitions: Sequence[Definition], owner: s
     wanted = {definition.name: definition for definition in definitions}
     known = {register.key: register for register in await storage.scan(PREFIX)}
     names = [name for name in map(name_of, known) if name not in wanted]
-    changed = False
-    for name in names:
-        changed |= await _retire(storage, known[key_of(name)], owner)
-    keys = [key_of(name) for name in wanted]
-    for start in range(0, len(keys), CHUNK):
-        loaded = await storage.load(keys[start : start + CHUNK])
-        for key, register in zip(keys[start : start + CHUNK], loaded.registers, strict=True):
-            changed |= await _define(storage, wanted[name_of(key)], owner, register, loaded.now)
-    return changed
+    for number, name in enumerate(names, 1):
+        await _retire(storage, known[key_of(name)], owner)
+        if not number % BREATH:
+            await asyncio.sleep(0)
+    ordered = list(wanted.values())
+    for start in range(0, len(ordered), CHUNK):
+        await _define_all(storage, ordered[start : start + CHUNK], owner)
 
 
 async def tell(storage: Storage) -> None:
@@ -51,55 +50,66 @@ async def tell(storage: Storage) -> None:
     await storage.swap([RegisterChange(key=NEWS, expect=0, value=b"1")])
 
 
-async def _define(
-    storage: Storage,
+async def _define_all(storage: Storage, definitions: Sequence[Definition], owner: str) -> None:
+    """Write what differs in one step, and one by one where somebody came in between."""
+    loaded = await storage.load([key_of(definition.name) for definition in definitions])
+    found = {
+        definition.name: (definition, change)
+        for definition, register in zip(definitions, loaded.registers, strict=True)
+        if (change := _change(definition, owner, register, loaded.now)) is not None
+    }
+    if found and not (await storage.swap([change for _, change in found.values()])).done:
+        for definition, _ in found.values():
+            await _define(storage, definition, owner)
+
+
+async def _define(storage: Storage, definition: Definition, owner: str) -> None:
+    while True:
+        loaded = await storage.load([key_of(definition.name)])
+        change = _change(definition, owner, loaded.registers[0], loaded.now)
+        if change is None or (await storage.swap([change])).done:
+            return
+
+
+def _change(
     definition: Definition,
     owner: str,
     register: Register | None,
     now: float,
-) -> bool:
-    key = key_of(definition.name)
-    while True:
-        held = None
-        if register is not None:
-            stored = read(register)
-            if isinstance(stored, str):
-                logger.error("schedule %r can not be read: %s", definition.name, stored)
-                return False
-            held = stored.entry
-        entry = announced(held, definition, owner, now)
-        if entry is None:
-            return False
-        if held is not None and held.owner not in {"", owner} and held.digest != entry.digest:
-            logger.warning(
-                "schedule %r was defined by %s too; the definition of %s counts from here on",
-                definition.name,
-                held.owner,
-                owner,
-            )
-        expect = 0 if register is None else register.version
-        if await _swap(storage, key, expect, entry):
-            return True
-        loaded = await storage.load([key])
-        register, now = loaded.registers[0], loaded.now
+) -> RegisterChange | None:
+    name, held = definition.name, None
+    if register is not None:
+        stored = read(register)
+        if isinstance(stored, str):
+            logger.error("schedule %r can not be read and is left alone: %s", name, stored)
+            return None
+        held = stored.entry
+    entry = announced(held, definition, owner, now)
+    if entry is None:
+        return None
+    if held is not None and held.owner not in {"", owner} and held.digest != entry.digest:
+        logger.warning(
+            "schedule %r was defined by %s too; the definition of %s counts from here on",
+            name,
+            held.owner,
+            owner,
+        )
+    return RegisterChange(
+        key=key_of(name),
+        expect=0 if register is None else register.version,
+        value=encode(entry),
+    )
 
 
-async def _retire(storage: Storage, register: Register | None, owner: str) -> bool:
+async def _retire(storage: Storage, register: Register | None, owner: str) -> None:
     while register is not None:
         stored = read(register)
         if isinstance(stored, str) or stored.entry.owner != owner:
-            return False
-        if await _swap(storage, register.key, register.version, None):
-            return True
+            return
+        change = RegisterChange(key=register.key, expect=register.version, value=None)
+        if (await storage.swap([change])).done:
+            return
         (register,) = (await storage.load([register.key])).registers
-    return False
-
-
-async def _swap(storage: Storage, key: str, expect: int, entry: Entry | None) -> bool:
-    """Return whether it was written; another one may have been faster."""
-    value = None if entry is None else encode(entry)
-    answer = await storage.swap([RegisterChange(key=key, expect=expect, value=value)])
-    return answer.done
 
 
 __all__ = ["announce", "tell"]

@@ -130,8 +130,9 @@ class Scheduler:
 
     async def announce(self) -> None:
         """Write the schedules of this process into their registers, once."""
-        if await announce(self._storage, self._definitions, self._owner):
-            await tell(self._storage)
+        await announce(self._storage, self._definitions, self._owner)
+        # Even if nothing differs: a first try may have failed behind the changes.
+        await tell(self._storage)
         self._announced = True
         self._news = True
 
