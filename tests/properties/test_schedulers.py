@@ -264,7 +264,7 @@ def at_most_once(world: World) -> None:
     assert max(world.counts().values(), default=0) <= 1, world.accepted
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(acts)
 @example([*TICK, *[("step", 0)] * UNTIL_SUBMITTED, ("crash", 0), ("move", 1)])
 @example([*TICK, *[("step", 0)] * 8, ("crash", 0), ("wait", 150)])
@@ -279,7 +279,7 @@ def test_each_tick_once_and_none_missed(script: Acts) -> None:
     assert set(missing) <= world.optional
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(acts, st.sampled_from(["skip", "one", "all"]), st.sampled_from(["skip", "allow"]))
 def test_each_tick_at_most_once_though_ids_are_soon_forgotten(
     script: Acts, catch_up: CatchUp, overlap: Overlap
@@ -290,7 +290,7 @@ def test_each_tick_at_most_once_though_ids_are_soon_forgotten(
     assert set(world.counts()) <= set(world.ticks(START.timestamp(), world.clock.time()))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(acts)
 @example([*TICK, *[("step", 0)] * UNTIL_SUBMITTED, ("crash", 0), *TICK, *[("step", 1)] * 14])
 def test_no_tick_overlaps_the_job_of_another(script: Acts) -> None:
