@@ -676,3 +676,22 @@ async def test_many_who_announce_at_once_all_get_what_they_define() -> None:
     scheduler = await world.announced(*definitions)
     world.clock.advance(60)
     assert await scheduler.round() == 25
+
+
+async def test_each_tick_is_told_with_its_schedule_and_job() -> None:
+    world = World()
+    await world.store.start()
+    told: list[tuple[str, str]] = []
+    scheduler = Scheduler(
+        world.store,
+        world.clock,
+        [minutely()],
+        owner="me",
+        ticked=lambda name, job: told.append((name, job.id)),
+    )
+    await scheduler.announce()
+    world.clock.advance(120)
+    await scheduler.round()
+    await scheduler.round()
+    assert told == [("s", f"s@{tick}") for tick in expected(2)]
+    assert scheduler.state() == {"s": expected(3)[2]}

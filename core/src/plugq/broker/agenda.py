@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class Agenda:
@@ -44,11 +40,6 @@ class Agenda:
         for name, at in found.items():
             heappush(self._heap, (at, name))
         return list(found)
-
-    def clear(self, names: Iterable[str]) -> None:
-        """Forget names."""
-        for name in list(names):
-            self._at.pop(name, None)
 
     def items(self) -> dict[str, float]:
         """Return the moments by name."""

@@ -111,9 +111,9 @@ class Stored:
         """Whether nothing is to be submitted now or later."""
         return self.entry.paused or self.entry.removed
 
-    def next(self, after: datetime | None = None) -> datetime | None:
-        """Return the first tick that is not answered, or the first later than a moment."""
-        return self.rule.next(moment_of(self.entry.last) if after is None else after)
+    def next(self) -> datetime | None:
+        """Return the first tick that is not answered."""
+        return self.rule.next(moment_of(self.entry.last))
 
 
 @dataclass(frozen=True, kw_only=True)
