@@ -177,7 +177,8 @@ every = "90s"
     assert shop.run("check").returncode == 0
     run = shop.run("schedules", "--next", "2", "--json")
     assert (run.returncode, run.stderr) == (0, "")
-    yearly, often = json.loads(run.stdout)
+    often, yearly = json.loads(run.stdout)
+    assert often["state"] == yearly["state"] == "not announced"
     assert (yearly["name"], yearly["task"]) == ("yearly", "hello")
     assert [tick[4:] for tick in yearly["next"]] == ["-01-01T02:00:00+00:00"] * 2
     assert often["rule"] == "every 90 s"

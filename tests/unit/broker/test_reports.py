@@ -9,7 +9,6 @@ import pytest
 
 from plugq.broker import reports
 from plugq.broker.reports import Reports
-from plugq.broker.scheduler import Schedule
 from plugq.events import EventKind, JobEvent
 from plugq.job import AttemptRecord, Event, JobRef, JobState, Outcome, Progress
 from plugq.protocols import (
@@ -33,7 +32,6 @@ from plugq.protocols import (
     SubmitReply,
     SubmitStatus,
 )
-from plugq.schedule import Interval
 from plugq.testing import ManualClock
 
 REF = JobRef("q", "a")
@@ -113,7 +111,7 @@ def tell_everything(to: Reports) -> None:
     to.edited(Pause(("q",)), [EditReply(EditStatus.DONE)], 1.0)
     for edit in (Cancel((REF,)), Purge((REF,)), Redrive((REF,))):
         to.edited(edit, [EditReply(EditStatus.DONE)], 1.0)
-    to.ticked(Schedule(name="s", rule=Interval(5.0), make=lambda _: new()), new())
+    to.ticked("s", new())
     to.broker(EventKind.BROKER_STARTED)
 
 
@@ -335,7 +333,7 @@ def test_changes_without_a_kind_are_not_told(told: Reports, voice: Voice) -> Non
 
 
 def test_ticks_and_brokers(told: Reports, voice: Voice) -> None:
-    told.ticked(Schedule(name="s", rule=Interval(5.0), make=lambda _: new()), new())
+    told.ticked("s", new())
     told.broker(EventKind.BROKER_STOPPED)
     tick, broker = voice.told
     assert (tick.kind, tick.schedule, tick.id, tick.batch) == (EventKind.TICK, "s", "a", "b")

@@ -3,7 +3,7 @@
 from plugq.assembly.app import App, load_app
 from plugq.assembly.deployment import PRIVATE, Assembly, connect
 from plugq.assembly.imports import import_module
-from plugq.assembly.schedules import planned
+from plugq.assembly.schedules import owner_of, planned
 from plugq.assembly.worker import Worker
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "connect",
     "import_module",
     "load_app",
+    "owner_of",
     "planned",
 ]

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.assembly.deployment import Assembly
 from plugq.assembly.imports import import_module, place_of
-from plugq.assembly.schedules import Planned, rule_of
+from plugq.assembly.schedules import Planned
 from plugq.assembly.worker import Worker
 from plugq.duration import Duration, seconds
 from plugq.errors import ConfigError
+from plugq.schedule import rule_of
 from plugq.task import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from plugq.broker import Overlap
     from plugq.client import Client
     from plugq.clock import Clock
     from plugq.config import Config, ConfigLike
-    from plugq.schedule import CatchUp
+    from plugq.schedule import CatchUp, Overlap
     from plugq.task import JobRequest
 
 

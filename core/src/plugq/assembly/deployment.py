@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from plugq.assembly.schedules import owner_of
 from plugq.broker import LocalBroker
 from plugq.client import Client, ClientSettings, Deployment
 from plugq.clock import Clock, SystemClock
@@ -19,9 +20,9 @@ from plugq.submission import OptionTables, SizeLimits, Submitter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from plugq.broker import Schedule
     from plugq.protocols.serde import Serde
     from plugq.protocols.storage import Storage
+    from plugq.schedule import Definition
     from plugq.task import Task
 
 PRIVATE = (
@@ -78,7 +79,7 @@ class Assembly:
         self,
         *,
         maintain: bool,
-        schedules: Sequence[Schedule] = (),
+        schedules: Sequence[Definition] = (),
         listed: bool = True,
     ) -> LocalBroker:
         """Return a broker for one event loop, on a storage of its own."""
@@ -94,6 +95,7 @@ class Assembly:
             if maintain
             else (),
             schedules=schedules,
+            owner=owner_of(config) if maintain else "",
             observer=self.hooks,
             listed=listed,
         )

@@ -1,21 +1,35 @@
-"""Schedules from the configuration and from code, as the scheduler runs them."""
+"""Schedules from the configuration and from code, as a maintainer announces them."""
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plugq.broker import Schedule
+import msgspec
+
 from plugq.errors import ConfigError, PlugqError
-from plugq.request import Asked, bounded
-from plugq.schedule import CatchUp, Cron, Interval, Rule
+from plugq.request import Asked
+from plugq.schedule import (
+    CatchUp,
+    Definition,
+    Overlap,
+    Rule,
+    Source,
+    check_name,
+    rule_of,
+    rule_text,
+)
 from plugq.task import JobRequest, Tasks, job
 
 if TYPE_CHECKING:
     from plugq.assembly.deployment import Assembly
-    from plugq.broker import Overlap
     from plugq.config import Config
     from plugq.config.model import ScheduleConfig
+    from plugq.protocols.storage import NewJob
+    from plugq.submission import Submitter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +41,7 @@ class Planned:
     request: JobRequest[Any]
     catch_up: CatchUp = "one"
     overlap: Overlap = "skip"
-
-
-def rule_of(cron: str | None, every: float | None, timezone: str) -> Rule:
-    """Return the rule that exactly one of ``cron`` and ``every`` describes.
-
-    Raises:
-        ConfigError: both are given or none, or the one that is can not be read.
-    """
-    if (cron is None) == (every is None):
-        message = "a schedule has either `cron` or `every`"
-        raise ConfigError(message)
-    if cron is not None:
-        return Cron(cron, timezone)
-    return Interval(every or 0.0)
+    source: Source = "code"
 
 
 def planned(config: Config, app: Tasks) -> list[Planned]:
@@ -63,6 +64,7 @@ def planned(config: Config, app: Tasks) -> list[Planned]:
             request=request,
             catch_up=table.catch_up,
             overlap=table.overlap,
+            source="config",
         )
     for one in getattr(app, "schedules", ()):
         if one.name in found:
@@ -75,36 +77,72 @@ def planned(config: Config, app: Tasks) -> list[Planned]:
     return list(found.values())
 
 
-def schedules_of(assembly: Assembly, app: Tasks) -> list[Schedule]:
-    """Return the schedules in the form that the scheduler runs.
+def definitions_of(assembly: Assembly, app: Tasks) -> list[Definition]:
+    """Return the schedules of a configuration and an application in the form that is stored.
 
     Raises:
         ConfigError: one can not be read, or its job can not be made.
     """
     submitter = assembly.submitter()
-    schedules = []
+    definitions = []
     for one in planned(assembly.config, app):
-
-        def make(id: str, request: JobRequest[Any] = one.request) -> Any:
-            return submitter.prepare(request, Asked(id=id))
-
         try:
-            # Behind the name comes '@' and the tick, in at most 33 bytes.
-            bounded("name", one.name, 900)
-            make(one.name)
+            definitions.append(_definition(one, submitter))
         except PlugqError as error:
             message = f"schedules.{one.name}: {error}"
             raise ConfigError(message) from error
-        schedules.append(
-            Schedule(
-                name=one.name,
-                rule=one.rule,
-                make=make,
-                catch_up=one.catch_up,
-                overlap=one.overlap,
-            ),
-        )
-    return schedules
+    return definitions
+
+
+def owner_of(config: Config) -> str:
+    """Return in whose name the schedules of a process are announced, the same at each start.
+
+    That is the application that the configuration names, else its file, else the script.
+    """
+    if config.app is not None:
+        return config.app
+    if config.path is not None:
+        return str(config.path.resolve())
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or sys.argv[0]
+    return str(Path(script).resolve()) if script else "python"
+
+
+def _definition(one: Planned, submitter: Submitter) -> Definition:
+    name = check_name(one.name)
+    template = submitter.prepare(one.request, Asked(id=name))
+    return Definition(
+        name=name,
+        rule=one.rule,
+        job=template,
+        catch_up=one.catch_up,
+        overlap=one.overlap,
+        source=one.source,
+        digest=_digest(one, template),
+    )
+
+
+def _digest(one: Planned, template: NewJob) -> str:
+    """Return a digest of what was written, the same in every process that reads the same.
+
+    What the options inherit is no part of it: a change of ``[defaults]`` is none of the schedule.
+    """
+    request = one.request
+    try:
+        # Sorted, since the order of a set differs from process to process.
+        arguments = msgspec.json.encode([request.args, request.kwargs], order="sorted")
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+        arguments = template.body
+    written = [
+        one.name,
+        rule_text(one.rule),
+        one.catch_up,
+        one.overlap,
+        request.task_name,
+        hashlib.sha256(arguments).hexdigest(),
+        msgspec.structs.replace(request.asked, id=None),
+    ]
+    text = msgspec.json.encode(written, order="sorted", enc_hook=repr)
+    return hashlib.sha256(text).hexdigest()
 
 
 def _request(table: ScheduleConfig, app: Tasks) -> JobRequest[Any]:
@@ -118,4 +156,4 @@ def _request(table: ScheduleConfig, app: Tasks) -> JobRequest[Any]:
     return JobRequest(request.task_name, request.args, request.kwargs, task=task, asked=asked)
 
 
-__all__ = ["Planned", "planned", "rule_of", "schedules_of"]
+__all__ = ["Planned", "definitions_of", "owner_of", "planned"]

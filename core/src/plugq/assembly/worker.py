@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.assembly.deployment import Assembly, assembly_of
 from plugq.assembly.imports import import_module
-from plugq.assembly.schedules import schedules_of
+from plugq.assembly.schedules import definitions_of
 from plugq.events import EventKind, JobEvent
 from plugq.submission import queues_of
 from plugq.worker import Engine, EngineSettings, LoopThread, Runner
@@ -79,7 +79,7 @@ class Worker:
             name: _Handler(name, task.is_async, task.bind, hooks.wrap_handler(name, task.call))
             for name, task in app.tasks.items()
         }
-        self._schedules = schedules_of(self._assembly, app)
+        self._schedules = definitions_of(self._assembly, app)
         if queues is None:
             known = queues_of(app.tasks, self._assembly.tables)
             queues = known if settings.queues is None else tuple(settings.queues)

@@ -2,6 +2,5 @@
 
 from plugq.broker.local import LocalBroker
 from plugq.broker.reports import Observer
-from plugq.broker.scheduler import Overlap, Schedule
 
-__all__ = ["LocalBroker", "Observer", "Overlap", "Schedule"]
+__all__ = ["LocalBroker", "Observer"]

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from plugq.broker.reports import Observer
-    from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.events import JobEvent
     from plugq.job import JobRecord, JobRef
@@ -71,6 +70,7 @@ if TYPE_CHECKING:
         SubmitReply,
         Swapped,
     )
+    from plugq.schedule import Definition
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -88,8 +88,10 @@ class LocalBroker(Lifecycle):
 
     ``maintain`` stands for the office of the sweeper, as workers and brokers do and plain clients
     do not. ``patience`` is how long a new sweeper leaves lapsed leases alone. ``settings`` are
-    stored at the start; where processes differ the last one started wins. A broker that maintains
-    lists itself among the live ones; ``listed=False`` leaves that to the worker that it is part of.
+    stored at the start; where processes differ the last one started wins. ``schedules`` are
+    announced in the name of ``owner``; the elected process runs those of everybody. A broker that
+    maintains lists itself among the live ones; ``listed=False`` leaves that to the worker that it
+    is part of.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class LocalBroker(Lifecycle):
         patience: float = 12.0,
         deadline_grace: float = 30.0,
         settings: Sequence[QueueSettings] = (),
-        schedules: Sequence[Schedule] = (),
+        schedules: Sequence[Definition] = (),
+        owner: str = "",
         observer: Observer | None = None,
         listed: bool = True,
     ) -> None:
@@ -122,6 +125,7 @@ class LocalBroker(Lifecycle):
                 patience=patience,
                 deadline_grace=deadline_grace,
                 report=self._reports.changed,
+                news=self._schedules_changed,
             )
             if maintain
             else None
@@ -131,10 +135,11 @@ class LocalBroker(Lifecycle):
                 storage,
                 clock,
                 schedules,
+                owner=owner,
                 active=lambda: self._sweeper is not None and self._sweeper.elected,
                 ticked=self._reports.ticked,
             )
-            if maintain and schedules
+            if maintain
             else None
         )
         self._presence = Presence(storage, clock, self._facts) if maintain and listed else None
@@ -198,9 +203,9 @@ class LocalBroker(Lifecycle):
                 await self._sweeper.resign()
         if self._presence is not None:
             await self._presence.remove()
-            if self._announced:
-                self._announced = False
-                self._reports.broker(EventKind.BROKER_STOPPED)
+        if self._announced:
+            self._announced = False
+            self._reports.broker(EventKind.BROKER_STOPPED)
         await self._storage.stop()
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
@@ -390,6 +395,10 @@ class LocalBroker(Lifecycle):
                         self._spawn(self._give_back(reply))
                 case Timer(at):
                     self._alarm.set(at)
+
+    def _schedules_changed(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.changed()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

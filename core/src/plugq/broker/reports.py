@@ -15,7 +15,6 @@ from plugq.protocols.storage import RenewReply, SubmitStatus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.storage import (
@@ -169,7 +168,7 @@ class Reports:
                 ],
             )
 
-    def ticked(self, schedule: Schedule, job: NewJob) -> None:
+    def ticked(self, schedule: str, job: NewJob) -> None:
         """Tell that a schedule has submitted a job."""
         kind = EventKind.TICK
         if self._wants(kind):
@@ -182,7 +181,7 @@ class Reports:
                 max_attempts=job.max_attempts,
                 lane=job.lane,
                 batch=job.batch,
-                schedule=schedule.name,
+                schedule=schedule,
             )
             self._pass_on([event])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from plugq.protocols.storage import RegisterChange, SweepReply, SweepRequest
+from plugq.schedule.stored import NEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ CANDIDACY = 1.4
 ROUND = 0.8
 #: A round that comes this much later than planned means that the process was paused.
 PAUSED = 2.0
+#: How often a term is asked for in a row: it may have ended, and news may have come meanwhile.
+_TRIES = 4
 
 
 class Sweeper:
@@ -34,7 +37,8 @@ class Sweeper:
 
     ``patience`` is how many seconds holders get to renew before this sweeper ends any lease,
     counted from its election and from every pause or failure of its own. ``report`` gets what a
-    sweep has moved, and when it began.
+    sweep has moved, and when it began. ``news`` is called when it is elected and when schedules
+    were changed, which it learns with each renewal of its term.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Sweeper:
         patience: float,
         deadline_grace: float,
         report: Callable[[Sequence[Change], float], None],
+        news: Callable[[], None] = lambda: None,
     ) -> None:
         self._storage = storage
         self._clock = clock
@@ -55,6 +60,7 @@ class Sweeper:
         self._patience = patience
         self._deadline_grace = deadline_grace
         self._report = report
+        self._news = news
         self._version = 0
         self._elected = False
         self._rounds = 0
@@ -85,18 +91,26 @@ class Sweeper:
 
     async def _stand(self) -> bool:
         """Take the free office or renew the term; false when another one holds it."""
-        change = RegisterChange(key=OFFICE, expect=self._version, value=self._name, ttl=TERM)
-        answer = await self._storage.swap([change])
-        register = answer.registers[0]
-        if not answer.done and register is None:
-            # The own term has ended unnoticed: stand again as for a free office.
-            self._version = 0
-            change = RegisterChange(key=OFFICE, expect=0, value=self._name, ttl=TERM)
-            answer = await self._storage.swap([change])
-            register = answer.registers[0]
-        self._elected = answer.done and register is not None
-        self._version = register.version if self._elected and register is not None else 0
-        return self._elected
+        flag = 0
+        for _ in range(_TRIES):
+            office = RegisterChange(key=OFFICE, expect=self._version, value=self._name, ttl=TERM)
+            # Expects no news, and removes what there was: that costs no call of its own.
+            news = RegisterChange(key=NEWS, expect=flag, value=None)
+            answer = await self._storage.swap([office, news])
+            held, told = answer.registers
+            if answer.done and held is not None:
+                if flag or not self._elected:
+                    self._news()
+                self._elected, self._version = True, held.version
+                return True
+            if held is None:
+                # The office is free, or the own term has ended unnoticed.
+                self._version = 0
+            elif held.version != self._version:
+                break
+            flag = 0 if told is None else told.version
+        self._elected, self._version = False, 0
+        return False
 
     async def _serve(self) -> None:
         patient_until = self._clock.monotonic() + self._patience

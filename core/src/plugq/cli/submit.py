@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"-[0-9.]")
 _SPAN = DurationType()
 
 
-class _TaskCommand(click.Command):
+class TaskCommand(click.Command):
     """Takes ``-1`` for an argument of the task and ``--prioriti`` for a mistake."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -39,7 +39,7 @@ class _TaskCommand(click.Command):
         return rest
 
 
-@click.command(cls=_TaskCommand)
+@click.command(cls=TaskCommand)
 @click.argument("task")
 @click.argument("arguments_", metavar="[ARG]... [KEY=VALUE]...", nargs=-1)
 @config_option
@@ -97,7 +97,7 @@ def submit(
         message = "--timeout is how long to wait: give --wait too, or use --attempt-timeout"
         raise click.UsageError(message)
     config = read_config(file, app=app)
-    request = _request(config, task, arguments_, checked=not no_app)
+    request = request_of(config, task, arguments_, checked=not no_app)
     request = request.options(**_options(options))
     with_client(
         config, lambda client: _submit(client, request, as_json=as_json, wait=wait, timeout=timeout)
@@ -123,9 +123,10 @@ async def _submit(
         say(safe(handle.id))
 
 
-def _request(
+def request_of(
     config: Config, name: str, texts: tuple[str, ...], *, checked: bool
 ) -> JobRequest[Any]:
+    """Return the request that was typed, checked against the application if it is to be."""
     positional, keywords = arguments(texts)
     if config.app is None or not checked:
         return job(name, *positional, **keywords)
@@ -156,4 +157,4 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-__all__ = ["submit"]
+__all__ = ["TaskCommand", "request_of", "submit"]

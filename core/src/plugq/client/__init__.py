@@ -4,7 +4,8 @@ from plugq.client.client import CancelAnswer, Client, ClientSettings, Deployment
 from plugq.client.events import EventStream
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
-from plugq.client.views import AttemptError, Job, Page, QueueInfo, Stats, TaskInfo
+from plugq.client.schedules import Schedules
+from plugq.client.views import AttemptError, Job, Page, QueueInfo, ScheduleInfo, Stats, TaskInfo
 from plugq.client.workers import WorkerInfo
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Page",
     "QueueInfo",
     "Queues",
+    "ScheduleInfo",
+    "Schedules",
     "Stats",
     "TaskInfo",
     "WorkerInfo",

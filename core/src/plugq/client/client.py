@@ -12,6 +12,7 @@ from plugq.client.events import EventHub, choice_of
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.reason import reason
+from plugq.client.schedules import Schedules
 from plugq.client.views import Page, attempt_view, stats_view, view
 from plugq.client.waiters import Waiters
 from plugq.client.workers import workers_view
@@ -115,6 +116,7 @@ class Client(Lifecycle):
         self._announced = Announcements(lambda keys: self._ask(lambda: broker.load(keys)), clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queues: Queues = Queues(self)
+        self.schedules: Schedules = Schedules(self)
 
     async def __aenter__(self) -> Self:
         """Start."""

@@ -9,10 +9,13 @@ import msgspec
 
 from plugq.duration import moment
 from plugq.job import AttemptRecord, JobState, Progress
+from plugq.schedule import CatchUp, Overlap, Source, rule_text
+from plugq.schedule.stored import moment_of
 
 if TYPE_CHECKING:
     from plugq.job import JobRecord
     from plugq.protocols.storage import Stats as StoredStats
+    from plugq.schedule import Rule, Stored
 
 
 class AttemptError(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +110,30 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
         return _sum([queue.counts for queue in self.queues])
 
 
+class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One schedule as it stood in the storage at the moment of the call.
+
+    ``rule`` is its cron expression and time zone, or ``every N s``; ``timezone`` is ``None`` for
+    the latter. ``source`` says whether the definition that counts was written in the file or in
+    code, or was given at run time. ``last`` is the tick up to which everything is answered, or
+    the moment from which it counts, ``queue`` where its next jobs go. ``next`` are the next runs,
+    none while it is paused or removed.
+    """
+
+    name: str
+    task: str
+    queue: str
+    rule: str
+    timezone: str | None
+    catch_up: CatchUp
+    overlap: Overlap
+    paused: bool
+    removed: bool
+    source: Source
+    last: datetime
+    next: tuple[datetime, ...]
+
+
 def view(record: JobRecord) -> Job:
     """Return a stored job as users see it."""
     return Job(
@@ -179,14 +206,45 @@ def _sum(rows: list[dict[str, int]]) -> dict[str, int]:
     return total
 
 
+def schedule_view(stored: Stored, now: datetime, number: int) -> ScheduleInfo:
+    """Return a stored schedule with the runs that come after a moment."""
+    entry = stored.entry
+    return ScheduleInfo(
+        name=stored.name,
+        task=entry.job.task,
+        queue=entry.job.queue,
+        rule=rule_text(stored.rule),
+        timezone=None if entry.cron is None else entry.timezone,
+        catch_up=entry.catch_up,
+        overlap=entry.overlap,
+        paused=entry.paused,
+        removed=entry.removed,
+        source=entry.source,
+        last=moment_of(entry.last),
+        next=() if stored.idle else next_runs(stored.rule, now, number),
+    )
+
+
+def next_runs(rule: Rule, after: datetime, number: int) -> tuple[datetime, ...]:
+    """Return the first ticks of a rule that come after a moment."""
+    runs: list[datetime] = []
+    while len(runs) < number and (tick := rule.next(after)) is not None:
+        runs.append(tick)
+        after = tick
+    return tuple(runs)
+
+
 __all__ = [
     "AttemptError",
     "Job",
     "Page",
     "QueueInfo",
+    "ScheduleInfo",
     "Stats",
     "TaskInfo",
     "attempt_view",
+    "next_runs",
+    "schedule_view",
     "stats_view",
     "view",
 ]

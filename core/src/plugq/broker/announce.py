@@ -1,0 +1,115 @@
+"""A maintainer makes its schedules known: what its file and its code define goes into registers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from plugq.protocols.storage import RegisterChange
+from plugq.schedule.changes import announced
+from plugq.schedule.stored import NEWS, PREFIX, encode, key_of, name_of, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plugq.protocols.storage import Register, Storage
+    from plugq.schedule.stored import Definition
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+#: Schedules that are written in one step, and read before other work of the loop has its turn.
+CHUNK, BREATH = 500, 100
+
+
+async def announce(storage: Storage, definitions: Sequence[Definition], owner: str) -> None:
+    """Write definitions where they differ, and remove those that their owner no longer has.
+
+    May be repeated, and at the same time as others: of two owners that define one name the last
+    one counts.
+
+    Raises:
+        Unavailable: the storage can not be reached.
+        OutcomeUnknown: the answer was lost.
+    """
+    wanted = {definition.name: definition for definition in definitions}
+    known = {register.key: register for register in await storage.scan(PREFIX)}
+    names = [name for name in map(name_of, known) if name not in wanted]
+    for number, name in enumerate(names, 1):
+        await _retire(storage, known[key_of(name)], owner)
+        if not number % BREATH:
+            await asyncio.sleep(0)
+    ordered = list(wanted.values())
+    for start in range(0, len(ordered), CHUNK):
+        await _define_all(storage, ordered[start : start + CHUNK], owner)
+
+
+async def tell(storage: Storage) -> None:
+    """Have the elected process look at all schedules soon; it does within a minute anyway."""
+    # Where the register is there already, whoever removes it looks at what was changed before.
+    await storage.swap([RegisterChange(key=NEWS, expect=0, value=b"1")])
+
+
+async def _define_all(storage: Storage, definitions: Sequence[Definition], owner: str) -> None:
+    """Write what differs in one step, and one by one where somebody came in between."""
+    loaded = await storage.load([key_of(definition.name) for definition in definitions])
+    found = {
+        definition.name: (definition, change)
+        for definition, register in zip(definitions, loaded.registers, strict=True)
+        if (change := _change(definition, owner, register, loaded.now)) is not None
+    }
+    if found and not (await storage.swap([change for _, change in found.values()])).done:
+        for definition, _ in found.values():
+            await _define(storage, definition, owner)
+
+
+async def _define(storage: Storage, definition: Definition, owner: str) -> None:
+    while True:
+        loaded = await storage.load([key_of(definition.name)])
+        change = _change(definition, owner, loaded.registers[0], loaded.now)
+        if change is None or (await storage.swap([change])).done:
+            return
+
+
+def _change(
+    definition: Definition,
+    owner: str,
+    register: Register | None,
+    now: float,
+) -> RegisterChange | None:
+    name, held = definition.name, None
+    if register is not None:
+        stored = read(register)
+        if isinstance(stored, str):
+            logger.error("schedule %r can not be read and is left alone: %s", name, stored)
+            return None
+        held = stored.entry
+    entry = announced(held, definition, owner, now)
+    if entry is None:
+        return None
+    if held is not None and held.owner not in {"", owner} and held.digest != entry.digest:
+        logger.warning(
+            "schedule %r was defined by %s too; the definition of %s counts from here on",
+            name,
+            held.owner,
+            owner,
+        )
+    return RegisterChange(
+        key=key_of(name),
+        expect=0 if register is None else register.version,
+        value=encode(entry),
+    )
+
+
+async def _retire(storage: Storage, register: Register | None, owner: str) -> None:
+    while register is not None:
+        stored = read(register)
+        if isinstance(stored, str) or stored.entry.owner != owner:
+            return
+        change = RegisterChange(key=register.key, expect=register.version, value=None)
+        if (await storage.swap([change])).done:
+            return
+        (register,) = (await storage.load([register.key])).registers
+
+
+__all__ = ["announce", "tell"]

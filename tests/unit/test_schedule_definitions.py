@@ -1,0 +1,96 @@
+"""From what was written to what is announced: the digest, the owner, the job of a tick."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plugq
+from plugq.assembly import Assembly, owner_of
+from plugq.assembly.schedules import definitions_of
+from plugq.schedule import Definition
+
+SCRIPT = """
+import plugq
+from plugq.assembly import Assembly
+from plugq.assembly.schedules import definitions_of
+
+app = plugq.App()
+request = plugq.job("t", "a", x={"k": [1, 2.5, None], "a": {}}).options(
+    queue="q", retry=plugq.RetryPolicy(retry_on=(ValueError, "OSError")), headers={"a": "1"},
+    unique=plugq.Unique.until_finished(), delay="5s",
+)
+app.schedule("s", request, every="90s")
+(one,) = definitions_of(Assembly({}), app)
+print(one.digest)
+"""
+
+
+def definition(config: dict[str, Any] | None = None, **options: Any) -> Definition:
+    app = plugq.App()
+    request = plugq.job("t", *options.pop("args", (1,))).options(**options.pop("asked", {}))
+    app.schedule(options.pop("name", "s"), request, **{"every": 60} | options)
+    (one,) = definitions_of(Assembly(config or {}), app)
+    return one
+
+
+def test_the_digest_is_the_same_in_every_process() -> None:
+    digests = set()
+    for seed in ("1", "2", "3"):
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        digests.add(run.stdout.strip())
+    assert len(digests) == 1
+    assert len(digests.pop()) == 64
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "other"},
+        {"args": (2,)},
+        {"every": 61},
+        {"every": None, "cron": "* * * * *"},
+        {"catch_up": "all"},
+        {"overlap": "allow"},
+        {"asked": {"queue": "other"}},
+        {"asked": {"priority": 1}},
+        {"asked": {"unique": plugq.Unique.until_finished("k")}},
+        {"asked": {"batch": "b"}},
+    ],
+)
+def test_whatever_was_written_counts(changed: dict[str, Any]) -> None:
+    assert definition(**changed).digest != definition().digest
+
+
+def test_what_is_inherited_reaches_the_job_and_not_the_digest() -> None:
+    plain = definition()
+    inherits = definition({"defaults": {"priority": 7}})
+    assert (inherits.job.priority, plain.job.priority) == (7, 0)
+    assert inherits.digest == plain.digest
+
+
+def test_the_owner_is_the_application_else_the_file_else_the_script(tmp_path: Path) -> None:
+    file = tmp_path / "plugq.toml"
+    file.write_text('app = "shop.jobs"\n')
+    assert owner_of(Assembly(str(file)).config) == "shop.jobs"
+    file.write_text("")
+    assert owner_of(Assembly(str(file)).config) == str(file.resolve())
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from plugq.assembly import Assembly, owner_of\nprint(owner_of(Assembly({}).config))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, str(script)], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.stdout.strip() == str(script.resolve())
