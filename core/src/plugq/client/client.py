@@ -5,33 +5,28 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
-from plugq.client.views import Page, attempt_view, stats_view, view
+from plugq.client.results import decode, own_record, result_of
+from plugq.client.views import Page, stats_view, view
 from plugq.client.waiters import Waiters
 from plugq.duration import Duration, seconds, timestamp
-from plugq.envelope import open_body, open_result
+from plugq.envelope import open_body
 from plugq.errors import (
     AmbiguousId,
     InvalidJob,
-    JobCancelled,
-    JobFailed,
     JobNotFound,
-    JobSkipped,
     OutcomeUnknown,
     PlugqError,
     QueueFull,
-    ResultExpired,
     Unavailable,
-    Undecodable,
     WaitTimeout,
 )
 from plugq.job import JobRef, JobState
 from plugq.lifecycle import Lifecycle
 from plugq.protocols.edits import Cancel, Edit, EditStatus, Purge, Redrive
-from plugq.protocols.serde import Serde, SerdeContext
 from plugq.protocols.storage import FindQuery, SubmitStatus
 from plugq.request import Asked, ask, check_id
 from plugq.task import JobRequest
@@ -46,6 +41,7 @@ if TYPE_CHECKING:
     from plugq.job import JobRecord
     from plugq.protocols.broker import Broker
     from plugq.protocols.edits import EditReply
+    from plugq.protocols.serde import Serde
     from plugq.protocols.storage import NewJob, SubmitReply
     from plugq.request import CallOptions, RequestOptions
     from plugq.submission import Submitter
@@ -251,7 +247,9 @@ class Client(Lifecycle):
         """
         record = await self._record(id, queue, body=True)
         envelope = open_body(record.body or b"")
-        args, kwargs = self._decode(record, envelope.content_type, envelope.arguments)
+        args, kwargs = decode(
+            record, self._deployment.serdes, envelope.content_type, envelope.arguments
+        )
         return args, kwargs
 
     async def find(
@@ -426,19 +424,8 @@ class Client(Lifecycle):
         timeout: Duration | None,
     ) -> R:
         record = await self._final(handle, timeout)
-        if record.state is not JobState.SUCCEEDED:
-            _raise_final(record)
-        if record.result is None:
-            raise ResultExpired(
-                f"job {record.id!r} succeeded, and its result is not kept any longer",
-                queue=record.queue,
-                id=record.id,
-            )
-        stored = open_result(record.result)
-        value = self._decode(record, stored.content_type, stored.value)
         task = task or self._deployment.tasks.get(record.task)
-        result: R = value if task is None else task.result(value)
-        return result
+        return result_of(record, task, self._deployment.serdes)
 
     async def _final(self, handle: JobHandle[Any], timeout: Duration | None) -> JobRecord:
         self._running()
@@ -448,21 +435,7 @@ class Client(Lifecycle):
                 record = await self._waiters.wait(handle.ref, sequence=handle.sequence)
         except TimeoutError:
             raise await self._timed_out(handle, limit or 0.0) from None
-        if record is None:
-            raise JobNotFound(
-                f"no job {handle.id!r} in queue {handle.queue!r}; it never was there, its "
-                "retention has passed, or it was purged",
-                queue=handle.queue,
-                id=handle.id,
-            )
-        if handle.sequence and record.sequence != handle.sequence:
-            error = JobCancelled if record.generation > handle.generation else JobNotFound
-            raise error(
-                f"job {handle.id!r} has ended, and another job has its id now",
-                queue=handle.queue,
-                id=handle.id,
-            )
-        return record
+        return own_record(handle, record)
 
     async def _timed_out(self, handle: JobHandle[Any], limit: float) -> WaitTimeout:
         try:
@@ -474,13 +447,6 @@ class Client(Lifecycle):
             queue=handle.queue,
             id=handle.id,
         )
-
-    def _decode(self, record: JobRecord, content_type: str, data: bytes) -> Any:
-        serde = self._deployment.serdes.get(content_type)
-        if serde is None:
-            raise Undecodable(f"no serde for {content_type!r} is installed here")
-        context = SerdeContext(task=record.task, queue=record.queue, id=record.id)
-        return serde.decode(data, context)
 
 
 def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> None:
@@ -514,24 +480,6 @@ def _refs(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:
     return tuple(
         handle.ref if isinstance(handle, JobHandle) else JobRef(handle.queue, handle.id)
         for handle in handles
-    )
-
-
-def _raise_final(record: JobRecord) -> NoReturn:
-    queue, id, error = record.queue, record.id, record.error
-    if record.state is JobState.CANCELLED:
-        raise JobCancelled(f"job {id!r} was cancelled", queue=queue, id=id)
-    said = "" if error is None else error.message
-    if record.state is JobState.SKIPPED:
-        raise JobSkipped(f"job {id!r} was skipped: {said}", queue=queue, id=id)
-    kind = "" if error is None else f"{error.type}: "
-    raise JobFailed(
-        f"job {id!r} failed ({record.code}) in attempt {record.attempt}: {kind}{said}".rstrip(": "),
-        queue=queue,
-        id=id,
-        code=record.code,
-        attempts=[attempt_view(attempt) for attempt in record.history],
-        error=None if error is None else attempt_view(error),
     )
 
 
