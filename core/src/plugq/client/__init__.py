@@ -1,16 +1,21 @@
 """Submitting jobs, waiting for them, looking at them and steering them."""
 
+from plugq.client.batches import Batch, BatchProgress
 from plugq.client.client import CancelAnswer, Client, ClientSettings, Deployment
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
+from plugq.client.steering import Filter
 from plugq.client.views import AttemptError, Job, Page, QueueInfo, Stats, TaskInfo
 
 __all__ = [
     "AttemptError",
+    "Batch",
+    "BatchProgress",
     "CancelAnswer",
     "Client",
     "ClientSettings",
     "Deployment",
+    "Filter",
     "Job",
     "JobHandle",
     "Page",

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from plugq.client.batches import Batch, Batches
+from plugq.client.completion import check_handles, completed
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.results import decode, own_record, result_of
+from plugq.client.steering import LIVE, Filter, Steering, query_of, ttl_of
 from plugq.client.views import Page, stats_view, view
 from plugq.client.waiters import Waiters
-from plugq.duration import Duration, seconds, timestamp
+from plugq.duration import Duration, seconds
 from plugq.envelope import open_body
 from plugq.errors import (
     AmbiguousId,
@@ -24,15 +28,31 @@ from plugq.errors import (
     Unavailable,
     WaitTimeout,
 )
-from plugq.job import JobRef, JobState
+from plugq.job import FINAL, JobRef, JobState
 from plugq.lifecycle import Lifecycle
-from plugq.protocols.edits import Cancel, Edit, EditStatus, Purge, Redrive
-from plugq.protocols.storage import FindQuery, SubmitStatus
-from plugq.request import Asked, ask, check_id
+from plugq.protocols.edits import (
+    Cancel,
+    Edit,
+    EditStatus,
+    JobEdit,
+    Purge,
+    Redrive,
+    Reprioritise,
+    Retain,
+)
+from plugq.protocols.storage import SubmitStatus
+from plugq.request import Asked, ask, bounded, check_id, check_priority
 from plugq.task import JobRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
     from datetime import datetime
     from typing import Self, Unpack
 
@@ -42,7 +62,8 @@ if TYPE_CHECKING:
     from plugq.protocols.broker import Broker
     from plugq.protocols.edits import EditReply
     from plugq.protocols.serde import Serde
-    from plugq.protocols.storage import NewJob, SubmitReply
+    from plugq.protocols.storage import FindQuery, NewJob, SubmitReply
+    from plugq.protocols.storage import Page as StoredPage
     from plugq.request import CallOptions, RequestOptions
     from plugq.submission import Submitter
     from plugq.task import Task
@@ -101,6 +122,8 @@ class Client(Lifecycle):
         self._clock = clock
         self._settings = settings or ClientSettings()
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
+        self._batches = Batches(broker, clock, self._ask, poll=self._settings.fallback_poll)
+        self._steering = Steering(self._find, self._edit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queues: Queues = Queues(self)
 
@@ -136,9 +159,11 @@ class Client(Lifecycle):
         self._loop = asyncio.get_running_loop()
         await self._broker.start()
         self._waiters.start()
+        self._batches.start()
 
     async def _stop(self) -> None:
         await self._waiters.stop()
+        await self._batches.stop()
         await self._broker.stop()
 
     async def submit(
@@ -214,6 +239,34 @@ class Client(Lifecycle):
         """
         return await (await self.submit(request, **options)).result(timeout)
 
+    def as_completed(
+        self,
+        handles: Iterable[JobHandle[R]],
+        *,
+        timeout: Duration | None = None,
+    ) -> AsyncGenerator[JobHandle[R], None]:
+        """Iterate over handles in the order in which their jobs end, however they do.
+
+        Each is yielded as often as it was given, those whose job is not stored (any longer), too.
+        The next ``result()`` or ``wait()`` of a handle that was yielded answers at once, from what
+        was seen when its job ended: also where the result is not kept, the job was removed since,
+        or the client was stopped. ``client.retry(handle)`` makes it look again.
+
+        The order is that in which this client learns of the ends: exact for jobs that it
+        submitted, and to the fallback poll for others. ``timeout`` is for all of them, from the
+        first step on. Leaving the loop leaves the jobs as they are.
+
+        Raises:
+            InvalidJob: one of them is no handle.
+            WaitTimeout: some had not ended after ``timeout``; the message says how many.
+            Unavailable: the client was stopped.
+        """
+        wanted = list(handles)
+        check_handles(wanted)
+        self._running()
+        limit = None if timeout is None else seconds(timeout, name="timeout")
+        return completed(self._waiters, wanted, limit)
+
     def handle(
         self,
         id: str,
@@ -269,52 +322,99 @@ class Client(Lifecycle):
         Pass the page's cursor for the next one until it is ``None``; a page may be short before.
         A job that matches throughout the walk appears in it exactly once.
         """
-        states = [] if state is None else [state] if isinstance(state, str) else list(state)
-        query = FindQuery(
-            states=tuple(map(_state, states)),
-            queue=queue,
-            task=task,
-            batch=batch,
-            since=None if since is None else timestamp(since, name="since"),
-            until=None if until is None else timestamp(until, name="until"),
-            limit=limit,
-            cursor=cursor,
-        )
-        page = await self._ask(lambda: self._broker.find(query))
+        filters: Filter = {
+            "state": state,
+            "queue": queue,
+            "task": task,
+            "batch": batch,
+            "since": since,
+            "until": until,
+        }
+        page = await self._find(query_of(filters, limit=limit, cursor=cursor))
         return Page(jobs=tuple(map(view, page.jobs)), cursor=page.cursor)
 
     async def stats(self) -> Stats:
         """Return jobs by state, cumulative totals and ages, by queue and by task."""
         return stats_view(await self._ask(self._broker.stats))
 
-    async def cancel(self, *handles: JobHandle[Any] | Job) -> list[CancelAnswer]:
+    async def cancel(
+        self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
+    ) -> list[CancelAnswer]:
         """Cancel jobs: at once where they wait, by their workers where they run.
 
-        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``.
+        The jobs are named by handles, or by what they have in common: ``state`` (else all live
+        ones), ``queue``, ``task``, ``batch``, ``since``, ``until``. No live job of the filter is
+        left then that was there at the call; what is submitted meanwhile may stay.
+
+        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``. Where an
+        error is raised a part may have been done, and to do it again is safe.
+
+        Raises:
+            InvalidJob: both handles and a filter are given, or the filter can not be.
         """
-        replies = await self._edit(Cancel(_refs(handles)))
+        replies = await self._steering.change(Cancel, handles, filters, LIVE)
         return [_CANCEL[reply.status] for reply in replies]
 
-    async def retry(self, *handles: JobHandle[Any] | Job) -> list[EditStatus]:
+    async def retry(
+        self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
+    ) -> list[EditStatus]:
         """Queue failed, cancelled and skipped jobs again, with all their attempts.
 
-        Answers for each ``done``, ``conflict`` (it is in another state, or another job holds its
-        unique key) or ``not_found``.
+        The jobs are named by handles or by a filter as for :meth:`cancel`; without a ``state`` it
+        finds those that failed. Answers for each ``done``, ``conflict`` (it is in another state,
+        or another job holds its unique key) or ``not_found``.
         """
-        return [reply.status for reply in await self._edit(Redrive(_refs(handles)))]
+        for handle in handles:
+            if isinstance(handle, JobHandle):
+                handle._ended = None  # noqa: SLF001
+        return await self._changed(Redrive, handles, filters, (JobState.FAILED,))
 
-    async def purge(self, *handles: JobHandle[Any] | Job) -> list[EditStatus]:
+    async def purge(
+        self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
+    ) -> list[EditStatus]:
         """Remove final jobs for good.
 
-        Answers for each ``done``, ``conflict`` (it is not final) or ``not_found``.
+        The jobs are named by handles or by a filter as for :meth:`cancel`; without a ``state`` it
+        finds final ones. Answers for each ``done``, ``conflict`` (it is not final) or
+        ``not_found``.
         """
-        return [reply.status for reply in await self._edit(Purge(_refs(handles)))]
+        return await self._changed(Purge, handles, filters, tuple(FINAL))
+
+    async def retain(
+        self,
+        *handles: JobHandle[Any] | Job,
+        ttl: Duration | Literal["forever"] | None,
+        **filters: Unpack[Filter],
+    ) -> list[EditStatus]:
+        """Keep jobs and their results for ``ttl`` from their ends; final ones: from now.
+
+        ``"forever"`` and ``None`` keep them until they are purged. A result that is gone does not
+        come back. The jobs are named by handles or by a filter as for :meth:`cancel`; without a
+        ``state`` it finds all. Answers for each ``done`` or ``not_found``.
+        """
+        return await self._changed(partial(Retain, ttl=ttl_of(ttl)), handles, filters, ())
+
+    async def reprioritise(
+        self, *handles: JobHandle[Any] | Job, priority: int, **filters: Unpack[Filter]
+    ) -> list[EditStatus]:
+        """Give live jobs another priority; one that runs has it when it is queued again.
+
+        The jobs are named by handles or by a filter as for :meth:`cancel`. Answers for each
+        ``done``, ``conflict`` (it is final) or ``not_found``.
+        """
+        edit = partial(Reprioritise, priority=check_priority(priority))
+        return await self._changed(edit, handles, filters, LIVE)
+
+    def batch(self, key: str) -> Batch:
+        """Return the batch of that key, whether or not it has a job; does no I/O."""
+        return Batch(self, bounded("batch", key, 1024))
 
     def state(self) -> dict[str, Any]:
         """Return what runs, what failed and what waits in this client, without I/O."""
         return {
             "started": self.started,
             "waiters": self._waiters.state(),
+            "batches": self._batches.state(),
             "broker": self._broker.state(),
         }
 
@@ -380,6 +480,19 @@ class Client(Lifecycle):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
 
+    async def _find(self, query: FindQuery) -> StoredPage:
+        return await self._ask(lambda: self._broker.find(query))
+
+    async def _changed(
+        self,
+        edit: Callable[[tuple[JobRef, ...]], JobEdit],
+        handles: Sequence[JobHandle[Any] | Job],
+        filters: Filter,
+        states: Sequence[JobState],
+    ) -> list[EditStatus]:
+        replies = await self._steering.change(edit, handles, filters, states)
+        return [reply.status for reply in replies]
+
     async def _edit(self, edit: Edit) -> Sequence[EditReply]:
         return await self._ask(lambda: self._broker.edit(edit))
 
@@ -428,6 +541,9 @@ class Client(Lifecycle):
         return result_of(record, task, self._deployment.serdes)
 
     async def _final(self, handle: JobHandle[Any], timeout: Duration | None) -> JobRecord:
+        seen, handle._ended = handle._ended, None  # noqa: SLF001
+        if seen is not None:
+            return own_record(handle, seen[0])
         self._running()
         limit = None if timeout is None else seconds(timeout, name="timeout")
         try:
@@ -466,21 +582,6 @@ def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> Non
             if reply.status is status:
                 message = f"queue {job.queue!r} {reason.format(job.queue)}"
                 raise QueueFull(message, queue=job.queue)
-
-
-def _state(name: JobState | str) -> JobState:
-    try:
-        return JobState(name)
-    except ValueError:
-        known = ", ".join(JobState)
-        raise InvalidJob(f"state: {name!r} is none; use one of {known}") from None
-
-
-def _refs(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:
-    return tuple(
-        handle.ref if isinstance(handle, JobHandle) else JobRef(handle.queue, handle.id)
-        for handle in handles
-    )
 
 
 __all__ = ["CancelAnswer", "Client", "ClientSettings", "Deployment"]
