@@ -34,11 +34,16 @@ async def completed(
     left = len(handles)
     with waiters.together(same) as endings:
         while same:
-            try:
-                async with asyncio.timeout_at(until):
-                    wait, record = await endings.next()
-            except TimeoutError:
-                raise _timed_out(next(iter(same.values()))[0], left, len(handles), limit) from None
+            # No timer for what is at hand: of a hundred thousand it may be all.
+            ended = endings.take()
+            if ended is None:
+                try:
+                    async with asyncio.timeout_at(until):
+                        ended = await endings.next()
+                except TimeoutError:
+                    first = next(iter(same.values()))[0]
+                    raise _timed_out(first, left, len(handles), limit) from None
+            wait, record = ended
             for handle in same.pop((wait.ref, wait.sequence)):
                 handle._ended = (record,)  # noqa: SLF001
                 left -= 1

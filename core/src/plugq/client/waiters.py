@@ -40,14 +40,21 @@ class Endings:
         self._error: Exception | None = None
         self._more: asyncio.Future[None] | None = None
 
+    def take(self) -> tuple[Wait, JobRecord | None] | None:
+        """Return the next one with its job, or with ``None`` where there is no such job (any more).
+
+        Nothing is returned while none is at hand.
+        """
+        return self._ended.popleft() if self._ended else None
+
     async def next(self) -> tuple[Wait, JobRecord | None]:
-        """Return the next one with its job, or ``None`` where there is no such job (any more)."""
-        while not self._ended:
+        """Return the next one as soon as there is one."""
+        while (ended := self.take()) is None:
             if self._error is not None:
                 raise self._error
             self._more = asyncio.get_running_loop().create_future()
             await self._more
-        return self._ended.popleft()
+        return ended
 
     def add(self, wait: Wait, job: JobRecord | None) -> None:
         """Take in one that has ended."""
