@@ -265,6 +265,61 @@ async def test_a_filler_that_dies_frees_the_batch() -> None:
         assert await waiting == only(succeeded=1)
 
 
+async def test_a_filler_that_dies_is_not_kept_alive_by_the_others() -> None:
+    clock = ManualClock()
+    store = a_store(clock)
+    async with client(store, clock) as one, client(store, clock) as other:
+        dead = client(store, clock)
+        await dead.start()
+        await dead._batches.holds.open("b")
+        await dead.stop()
+        async with other.batch("b"):
+            await one.submit(plugq.job("t"), batch="b")
+            await run(store)
+            for _ in range(int(HOLD_TTL // RENEWAL) + 1):
+                until = max(holders(store).values())
+                while clock.sleeping < 1:
+                    await asyncio.sleep(0)
+                clock.advance(RENEWAL)
+                while max(holders(store).values()) == until:
+                    await asyncio.sleep(0)
+        assert await one.batch("b").wait() == only(succeeded=1)
+
+
+async def test_what_was_submitted_before_a_batch_was_let_go_is_in_the_counts() -> None:
+    store = a_store()
+    async with client(store) as one, client(store) as other:
+        filling = other.batch("b")
+        await filling.__aenter__()
+        await one.submit(plugq.job("t"), batch="b")
+        await run(store)
+        load, batches = store.load, store.batches
+
+        async def the_last_job() -> None:
+            store.load, store.batches = load, batches  # type: ignore[method-assign]
+            await other.submit(plugq.job("t"), batch="b")
+            await filling.__aexit__()
+
+        async def after_load(keys: Any) -> Any:
+            loaded = await load(keys)
+            await the_last_job()
+            return loaded
+
+        async def after_batches(keys: Any) -> Any:
+            counts = await batches(keys)
+            await the_last_job()
+            return counts
+
+        # Between the two questions of a look, whichever comes first.
+        store.load = after_load  # type: ignore[method-assign]
+        store.batches = after_batches  # type: ignore[assignment, method-assign]
+        waiting = asyncio.create_task(one.batch("b").wait())
+        await started(store, 2)
+        assert not waiting.done()
+        assert await run(store) == 1
+        assert await waiting == only(succeeded=2)
+
+
 async def test_an_answer_that_is_lost_while_a_batch_is_opened_or_let_go_does_no_harm() -> None:
     store = a_store()
     async with client(store) as one:
