@@ -22,7 +22,7 @@ from plugq.client.waiters import Waiters
 from plugq.protocols import RegisterChange
 
 #: Seconds after which a variant that makes its test hang counts as caught.
-HANGS = 2.0
+HANGS = 1.0
 
 
 def load(name: str) -> ModuleType:
