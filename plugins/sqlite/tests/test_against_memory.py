@@ -18,6 +18,7 @@ from plugq.protocols import (
     Cancel,
     ClaimRequest,
     Configure,
+    Drain,
     FindQuery,
     Holder,
     Lease,
@@ -29,12 +30,16 @@ from plugq.protocols import (
     QueueSettings,
     Redrive,
     RegisterChange,
+    Reprioritise,
     Resume,
+    Retain,
     Settlement,
+    Stats,
     Storage,
     SubmitStatus,
     SweepReply,
     SweepRequest,
+    TaskStats,
     UniqueKey,
     UniqueMode,
 )
@@ -43,7 +48,7 @@ from plugq_sqlite import SqliteOptions, SqliteStorage
 
 QUEUES = ("a", "b")
 LANES = (None, None, "x", "y", "z")
-REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.LATE})
+REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.LATE})
 OUTCOMES = (*Outcome, Outcome.SUCCEED, Outcome.RETRY)
 
 
@@ -61,6 +66,20 @@ def _rounded(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_rounded(item) for item in data]
     return data
+
+
+def counts(stats: Stats) -> tuple[TaskStats, ...]:
+    """Return what was counted of tasks, without what was measured."""
+    return tuple(replace(task, run_time=None, rate=0.0) for task in stats.tasks)
+
+
+def figures(stats: Stats) -> list[float]:
+    """Return what was measured of tasks."""
+    return [
+        figure
+        for task in stats.tasks
+        for figure in (task.rate, -1.0 if task.run_time is None else task.run_time)
+    ]
 
 
 def moves(reply: SweepReply) -> list[str]:
@@ -104,7 +123,7 @@ class History:
             deadline_in=pick.choice((None, None, None, 2.0, 15.0)),
             max_attempts=pick.randint(1, 3),
             lane=pick.choice(LANES),
-            batch=pick.choice((None, "batch")),
+            batch=pick.choice((None, "batch", "other")),
             unique=unique,
             result_ttl=pick.choice((0.0, 5.0, 100.0, None)),
             failure_ttl=pick.choice((0.0, 5.0, 100.0, None)),
@@ -192,7 +211,13 @@ class History:
                 Cancel(refs=refs),
                 Redrive(refs=refs),
                 Purge(refs=refs),
+                Retain(refs=refs, ttl=pick.choice((0.0, 10.0, 100.0, None))),
+                Retain(refs=refs, ttl=pick.choice((0.0, 10.0, 100.0))),
+                Reprioritise(refs=refs, priority=pick.choice((0, 5, -5, 9))),
+                Reprioritise(refs=refs, priority=pick.choice((0, 5, -5, 9))),
                 Pause(queues=("a",)),
+                Drain(queues=("a",)),
+                Resume(queues=("a",)),
                 Resume(queues=("a",)),
                 Resume(queues=("a",)),
                 Configure(settings=(limits,)),
@@ -213,7 +238,11 @@ class History:
         )
         await self.both(lambda storage: storage.find(query))
         first, second = [await storage.stats() for storage in self.storages]
-        assert plain(first.tasks) == plain(second.tasks)
+        assert figures(first) == pytest.approx(figures(second))
+        first, second = [replace(stats, tasks=counts(stats)) for stats in (first, second)]
+        assert plain(first) == plain(second)
+        names = ["batch", "other", "unknown"]
+        await self.both(lambda storage: storage.batches(names))
         for stats in second.tasks:
             accepted, removed = stats.totals["accepted"], stats.totals["removed"]
             assert accepted == sum(stats.counts.values()) + removed

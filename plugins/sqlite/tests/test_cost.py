@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from plugq.protocols import (
     Cancel,
     ClaimRequest,
     Configure,
+    Drain,
     Holder,
     Lease,
     LeaseRef,
@@ -23,12 +25,16 @@ from plugq.protocols import (
     QueueSettings,
     Redrive,
     RegisterChange,
+    Reprioritise,
+    Resume,
+    Retain,
     Settlement,
     SweepRequest,
     UniqueKey,
     UniqueMode,
 )
 from plugq_sqlite import SqliteStorage
+from plugq_sqlite._reads import _STATS
 from plugq_sqlite._transaction import Transaction
 
 OpenStore = Callable[..., AbstractAsyncContextManager[SqliteStorage]]
@@ -70,12 +76,13 @@ def fill(tx: Transaction, prefix: str, count: int, **columns: object) -> None:
     """Store many jobs at once, quicker than by submitting them."""
     queue = tx.make_queue("q").id
     task = tx.task("t")
+    columns = {"nprio": 0, **columns}
     names = "".join(f", {name}" for name in columns)
     statement = (
         "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < ?) "
-        "INSERT INTO job (seq, namespace, queue, id, task, nprio, ready_at, max_attempts, "
+        "INSERT INTO job (seq, namespace, queue, id, task, ready_at, max_attempts, "
         f"submitted_at, id_ttl, origin, submission{names}) "
-        f"SELECT ? + x, ?, ?, ? || x, ?, 0, ?, 1, ?, 600, '', x'00'{', ?' * len(columns)} FROM n"
+        f"SELECT ? + x, ?, ?, ? || x, ?, ?, 1, ?, 600, '', x'00'{', ?' * len(columns)} FROM n"
     )
     tx.db.execute(
         statement,
@@ -156,7 +163,64 @@ async def test_no_statement_of_the_writer_scans_jobs(
     assert len(found) > 60
     for text, plan in found.items():
         for step in plan:
-            assert not re.match(r"SCAN (job|body|failure|lane|unique_key)\b", step), (text, plan)
+            scan = r"SCAN (job|body|failure|lane|unique_key|batch|tally)\b"
+            assert not re.match(scan, step), (text, plan)
+
+
+async def test_a_batch_costs_the_same_whatever_else_is_counted(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> None:
+    async with open_store() as storage:
+
+        async def life(batch: str) -> None:
+            await storage.submit([new_job(batch=batch) for _ in range(20)])
+            await storage.settle(succeed((await storage.claim(claim(20))).leases))
+
+        async def others(number: int) -> None:
+            await storage.submit([new_job(batch=f"{n}", delay=60.0) for n in range(number)])
+
+        await life("first")
+        steps = Steps(storage)
+        few = await steps.of(lambda: life("a"), lambda: storage.sweep(SweepRequest()))
+        await others(3_000)
+        many = await steps.of(lambda: life("b"), lambda: storage.sweep(SweepRequest()))
+        assert many == pytest.approx(few, rel=0.05)
+
+
+async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
+    open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store() as storage:
+        priorities = (9, 0, -3)
+        await storage.submit([new_job(priority=priority) for priority in priorities])
+
+        def stats(tx: Transaction) -> int:
+            steps = 0
+
+            def step() -> int:
+                nonlocal steps
+                steps += 1
+                return 0
+
+            tx.db.set_progress_handler(step, 1)
+            tx.db.execute(_STATS, (tx.namespace,)).fetchall()
+            tx.db.set_progress_handler(None, 1)
+            return steps
+
+        few = await storage._writer.call(stats)
+        for priority in priorities:
+            await storage._writer.call(
+                partial(
+                    fill,
+                    prefix=f"{priority}-",
+                    count=10_000,
+                    state=1,
+                    eligible=1,
+                    nprio=-priority,
+                )
+            )
+        many = await storage._writer.call(stats)
+        assert many == pytest.approx(few, rel=0.02)
 
 
 def _has_plan(text: str) -> bool:
@@ -211,6 +275,11 @@ async def everything(
         claim(10, peer="p", lease=0.0),
     )
     await storage.edit(Redrive(refs=tuple(JobRef("q", lease.id) for lease in leases)))
+    named = tuple(JobRef("q", id) for id in ("lane-3", "lane-4", "throttled", "held", "plain-0"))
+    await storage.edit(Reprioritise(refs=named, priority=3))
+    await storage.edit(Retain(refs=named, ttl=60.0))
+    await storage.edit(Drain(queues=("q",)))
+    await storage.edit(Resume(queues=("q",)))
     await storage.edit(Purge(refs=tuple(JobRef("q", lease.id) for lease in leases)))
     await storage.swap([RegisterChange(key="k", expect=0, value=b"v", ttl=0.0)])
     await storage.sweep(SweepRequest())

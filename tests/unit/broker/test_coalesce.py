@@ -109,6 +109,46 @@ async def test_a_caller_who_leaves_during_the_call_does_not_disturb_the_others()
     await coalescer.stop()
 
 
+async def test_what_one_caller_is_refused_is_no_answer_to_the_others() -> None:
+    calls: list[list[int]] = []
+
+    async def all_or_nothing(items: Sequence[int]) -> Sequence[int]:
+        calls.append(list(items))
+        await asyncio.sleep(0)
+        refused = any(item < 0 for item in items)
+        return [-1 if refused and item != 7 else item for item in items]
+
+    coalescer = Coalescer(all_or_nothing, refused=lambda answer: answer == -1)
+    wanted = [[1], [2, -2], [3, 4], [7], [-5]]
+    answers = await asyncio.gather(*(coalescer.call(items) for items in wanted))
+    assert answers == [[1], [-1, -1], [3, 4], [7], [-1]]
+    # The seven was answered, and a caller alone is not asked for again.
+    assert calls == [[1, 2, -2, 3, 4, 7, -5], [1], [2, -2], [3, 4], [-5]]
+    assert await coalescer.call([-6]) == [-1]
+    assert calls[5:] == [[-6]]
+    await coalescer.stop()
+
+
+async def test_stop_ends_the_wait_of_those_who_are_asked_for_again() -> None:
+    calls = 0
+    entered = asyncio.Event()
+
+    async def refusing(items: Sequence[int]) -> Sequence[int]:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            entered.set()
+            await asyncio.Event().wait()
+        return [-1] * len(items)
+
+    coalescer = Coalescer(refusing, refused=lambda answer: answer == -1)
+    tasks = [asyncio.create_task(coalescer.call([n])) for n in range(3)]
+    await entered.wait()
+    await coalescer.stop()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+
 async def test_stop_ends_the_wait_of_everybody() -> None:
     verb = Verb()
     verb.gate.clear()

@@ -7,7 +7,7 @@ import gc
 import itertools
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ from plugq.errors import Unavailable
 from plugq.job import JobRecord, JobRef, JobState, Outcome, Progress
 from plugq.protocols import (
     API_VERSION,
+    BATCH_TTL,
+    Cancel,
     Capability,
     ClaimRequest,
     FindQuery,
@@ -314,7 +316,12 @@ async def test_what_has_gone_leaves_no_memory_behind() -> None:
     async with started(clock) as storage:
         for turn in range(20):
             jobs = [
-                new_job(f"{turn}-{n}", lane=f"lane-{turn}-{n % 7}", deadline_in=10.0**6)
+                new_job(
+                    f"{turn}-{n}",
+                    lane=f"lane-{turn}-{n % 7}",
+                    batch=f"batch-{turn}-{n % 9}",
+                    deadline_in=10.0**6,
+                )
                 for n in range(100)
             ]
             await storage.submit(jobs)
@@ -339,6 +346,36 @@ async def test_what_has_gone_leaves_no_memory_behind() -> None:
         assert len(table.claims._lapses) < 1_000
         assert not storage._registers._keys
         assert len(storage._registers._expiry) == 0
+        assert not table.by_batch
+        clock.advance(BATCH_TTL)
+        await storage.sweep(SweepRequest())
+        assert not table.batches._batches
+        assert not table.batches._over
+
+
+class Unwalked(list[Any]):
+    """A list that nobody may go through."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("each job was looked at")
+
+
+async def test_the_oldest_of_many_jobs_of_one_priority_is_found_at_once() -> None:
+    clock = ManualClock()
+    async with started(clock) as storage:
+        await storage.submit([new_job("other", priority=5), new_job("gone", priority=-5)])
+        clock.advance(10)
+        await storage.submit([new_job(str(n)) for n in range(1_000)])
+        (queue,) = storage._jobs.queues.values()
+        await storage.claim(request(1, 1))
+        await storage.edit(Cancel((JobRef("q", "gone"),)))
+        # Once the other priorities have gone this look is the last that takes longer.
+        assert (await storage.stats()).queues[0].oldest == 0
+        queue._entries = Unwalked(queue._entries)
+        clock.advance(10)
+        assert (await storage.stats()).queues[0].oldest == 10
+        await storage.claim(request(2, 500))
+        assert (await storage.stats()).queues[0].oldest == 10
 
 
 async def test_a_register_that_is_written_all_the_time_costs_no_memory() -> None:

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
+from plugq.builtin.memory_jobs import JobTable
 from plugq.builtin.memory_queue import Queue
 from plugq.builtin.memory_records import Record
 from plugq.job import FINAL, WAITING, JobRef, JobState, Outcome
@@ -16,6 +17,7 @@ from plugq.protocols import (
     Cancel,
     ClaimRequest,
     Configure,
+    Drain,
     Edit,
     Holder,
     Lease,
@@ -26,7 +28,9 @@ from plugq.protocols import (
     Purge,
     QueueSettings,
     Redrive,
+    Reprioritise,
     Resume,
+    Retain,
     Settlement,
     SweepRequest,
     UniqueKey,
@@ -71,6 +75,7 @@ class Life:
             deadline_in=pick.choice((None, None, 12.0)),
             max_attempts=pick.randint(1, 4),
             lane=pick.choice((None, "m", "n")),
+            batch=pick.choice((None, "x", "y")),
             unique=unique if pick.random() < 0.2 else None,
             result_ttl=pick.choice((0.0, 15.0, None)),
             failure_ttl=pick.choice((0.0, 30.0)),
@@ -142,6 +147,9 @@ class Life:
             Cancel(refs),
             Redrive(refs),
             Purge(refs),
+            Retain(refs, self.random.choice((0.0, 20.0))),
+            Reprioritise(refs, self.random.choice((-1, 0, 2))),
+            Drain((queue,)),
             Pause((queue,)),
             Resume((queue,)),
             Resume(QUEUES),
@@ -165,6 +173,7 @@ def check(storage: MemoryStorage) -> None:
     assert [record.sequence for record in kept] == sorted(record.sequence for record in records)
     for queue in table.queues.values():
         check_queue(queue, now)
+    check_batches(table, records)
     running = [record for record in records if record.state is JobState.RUNNING]
     assert all((record.claim is not None) == (record in running) for record in records)
     for record in running:
@@ -174,6 +183,23 @@ def check(storage: MemoryStorage) -> None:
         assert record.claim.worker.live[record.claim.number] is record.claim
     for record in records:
         assert (record.state in FINAL) == (record.finished_at is not None)
+
+
+def check_batches(table: JobTable, records: list[Record]) -> None:
+    batches = {record.job.batch for record in records} - {None}
+    assert set(table.by_batch) == batches
+    for name, series in table.by_batch.items():
+        mine = [record for record in series if record.move]
+        assert mine == sorted(mine, key=lambda one: one.sequence)
+        assert {id(record) for record in mine} == {
+            id(record) for record in records if record.job.batch == name
+        }
+        counts = table.batches._batches[name].counts
+        stored = Counter(record.state for record in mine)
+        assert all(
+            counts[state] == stored[state] if state not in FINAL else counts[state] >= stored[state]
+            for state in counts
+        )
 
 
 def check_queue(queue: Queue, now: float) -> None:
@@ -189,6 +215,14 @@ def check_queue(queue: Queue, now: float) -> None:
     entries = [entry[4] for entry in queue._entries if entry[4].place == entry[3]]
     assert len(entries) == len(placed) == queue.ready
     assert set(entries) == placed
+    ready = set(placed)
+    for lane in queue.lanes.values():
+        if lane.head is not None:
+            limit = 1 if queue.settings is None else queue.settings.lane_max_running
+            standing = sorted(entry[:4] for entry in lane.entries if entry[4].move == entry[3])
+            moves = {entry[3] for entry in standing[: limit - lane.running]}
+            ready |= {record for record in records if record.move in moves}
+    assert queue.oldest() == min((record.ready_at for record in ready), default=None)
     check_lanes(queue, [record for record in records if not record.overdue(now)], placed)
     for key, held in queue.keys.items():
         unique = held.holder.job.unique

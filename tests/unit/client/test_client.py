@@ -9,6 +9,7 @@ import pytest
 
 import plugq
 from plugq.assembly import Assembly
+from plugq.protocols import Drain
 
 
 def test_a_client_belongs_to_the_loop_that_started_it() -> None:
@@ -50,3 +51,23 @@ async def test_a_duration_that_must_be_a_slip_is_refused(option: str) -> None:
     async with Assembly({}).client() as client:
         with pytest.raises(plugq.InvalidJob, match=f"{option}: a duration is at most 100 years"):
             await client.submit(nothing.job(), **{option: 1_790_000_000_000})  # type: ignore[arg-type]
+
+
+async def test_a_queue_that_is_drained_says_so_and_how_to_end_it() -> None:
+    app = plugq.App()
+
+    @app.task
+    async def nothing() -> None:
+        pass
+
+    async with Assembly({}).client() as client:
+        await client._broker.edit(Drain(("news",)))
+        message = "queue 'news' is being drained and takes no jobs; `plugq queues resume news`"
+        with pytest.raises(plugq.QueueFull, match=message) as caught:
+            await client.submit(nothing.job(), queue="news")
+        assert caught.value.queue == "news"
+        requests = [nothing.job(), nothing.job().options(queue="news")]
+        with pytest.raises(plugq.QueueFull, match=message):
+            await client.submit_many(requests)
+        await client.queues.resume("news")
+        await client.submit_many(requests)

@@ -106,8 +106,9 @@ def settle(table: JobTable, settlement: Settlement, now: float) -> SettleReply:
     else:
         _note(record, settlement, now)
     if outcome in _RAN and record.started_at is not None:
-        record.tally.run_seconds += now - record.started_at
-        record.tally.run_count += 1
+        tally = record.tally
+        tally.run_seconds += now - record.started_at
+        tally.run_count += 1
     table.end_lease(record)
     if state in FINAL:
         code = settlement.code or ("error" if state is _FAILED else "")

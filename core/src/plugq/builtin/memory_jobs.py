@@ -16,7 +16,7 @@ from plugq.builtin.memory_claims import ClaimBook
 from plugq.builtin.memory_queue import Queue
 from plugq.builtin.memory_records import Agenda, Series
 from plugq.job import LINGER, JobRef, JobState
-from plugq.protocols.storage import UniqueMode
+from plugq.protocols.storage import RATE_TIME, UniqueMode
 
 if TYPE_CHECKING:
     from plugq.builtin.memory_records import Record
@@ -27,6 +27,9 @@ _QUEUED = JobState.QUEUED
 _RUNNING = JobState.RUNNING
 _SUCCEEDED = JobState.SUCCEEDED
 _CANCELLED = JobState.CANCELLED
+
+#: What one end adds to the rate of its task.
+_ONE_END = 1 / RATE_TIME
 
 #: Removed records stay in the order of submission until they are this many more than half of it,
 #: in that of all jobs and in that of one batch.
@@ -168,8 +171,11 @@ class JobTable:
         job = record.job
         record.finished_at = now
         record.code = code
-        record.tally.totals[state] += 1
-        record.tally.ended(now)
+        tally = record.tally
+        tally.totals[state] += 1
+        if now != tally.rate_at:
+            tally.decay(now)
+        tally.rate += _ONE_END
         if record.batch is not None:
             self.batches.ended(record.batch, now)
         ttl = job.failure_ttl

@@ -49,6 +49,18 @@ class Lane:
             (record.order, record.ready_at, record.sequence, record.move, record),
         )
 
+    def first(self, count: int) -> list[_Entry]:
+        """Return the first entries that still stand, at most ``count``."""
+        found: list[_Entry] = []
+        entries = self.entries
+        while entries and len(found) < count:
+            entry = heappop(entries)
+            if entry[4].move == entry[3]:
+                found.append(entry)
+        for entry in found:
+            heappush(entries, entry)
+        return found
+
 
 class Key:
     """A unique key that is held; of a throttle key, until when."""
@@ -197,6 +209,19 @@ class Queue:
             self._elect(record.job.lane, lane)
 
     def oldest(self) -> float | None:
+        """Return the earliest ready time of what only a free worker is missing for."""
+        soonest = self._oldest_shown()
+        limit = 1 if self.settings is None else self.settings.lane_max_running
+        if soonest is None or limit == 1:
+            return soonest
+        # A lane shows its first job only, and may run more.
+        for lane in self.lanes.values():
+            if lane.head is not None:
+                times = [entry[1] for entry in lane.first(limit - lane.running)]
+                soonest = min(soonest, *times)
+        return soonest
+
+    def _oldest_shown(self) -> float | None:
         """Return the earliest ready time in the ready order.
 
         While all of that has one priority the first entry has it, otherwise each is looked at.

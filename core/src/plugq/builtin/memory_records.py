@@ -169,9 +169,9 @@ class Tally:
             0,
         )
 
-    def ended(self, now: float) -> None:
-        """Count one more end for the rate."""
-        self.rate = self.rate_now(now) + 1 / RATE_TIME
+    def decay(self, now: float) -> None:
+        """Bring the rate to another time."""
+        self.rate = self.rate_now(now)
         self.rate_at = now
 
     def rate_now(self, now: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.fencing import Fencing
+from plugq.testing.contract.figures import Figures
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.leases import Leases
 from plugq.testing.contract.lifecycle import Lifecycle, Time
@@ -11,9 +13,11 @@ from plugq.testing.contract.moves import Moves
 from plugq.testing.contract.order import Order
 from plugq.testing.contract.payloads import Cost, Payloads
 from plugq.testing.contract.registers import Registers
+from plugq.testing.contract.retaining import Retaining
 from plugq.testing.contract.retention import Deadlines, Retention
 from plugq.testing.contract.settling import Settling
 from plugq.testing.contract.signals import Signals
+from plugq.testing.contract.steering import Steering
 from plugq.testing.contract.submission import Submission
 from plugq.testing.contract.unique import Unique
 
@@ -29,7 +33,11 @@ class StorageContract(
     Limits,
     Deadlines,
     Retention,
+    Retaining,
     Index,
+    Steering,
+    Batches,
+    Figures,
     Signals,
     Registers,
     Lifecycle,

@@ -19,21 +19,28 @@ import pytest
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
 from plugq.job import JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
+    BatchCounts,
     Cancel,
     ClaimReply,
     ClaimRequest,
+    Drain,
     Edit,
     EditReply,
+    EditStatus,
     FindQuery,
     Holder,
     LeaseRef,
     NewJob,
     Page,
+    Pause,
     PluginContext,
     Purge,
     QueueSettings,
+    Redrive,
     RegisterChange,
     RenewReply,
+    Reprioritise,
+    Retain,
     Settlement,
     SettleReply,
     Stats,
@@ -408,6 +415,307 @@ class Miscounts(MemoryStorage):
         return replace(stats, tasks=tasks)
 
 
+class TakesJobsWhileItDrains(MemoryStorage):
+    """A drain is shown but not kept."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        drained = [queue for queue in self._jobs.queues.values() if queue.draining]
+        for queue in drained:
+            queue.draining = False
+        replies = await super().submit(jobs)
+        for queue in drained:
+            queue.draining = True
+        return replies
+
+
+class StopsWhileItDrains(MemoryStorage):
+    """A queue that is drained is paused, too."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        if isinstance(edit, Drain):
+            await super().edit(Pause(edit.queues))
+        return await super().edit(edit)
+
+
+class IgnoresRetain(MemoryStorage):
+    """Jobs are kept as long as they came with."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        if isinstance(edit, Retain):
+            records = [self._jobs.find(ref.queue, ref.id) for ref in edit.refs]
+            return [
+                EditReply(EditStatus.NOT_FOUND)
+                if record is None
+                else EditReply(EditStatus.DONE, record.state)
+                for record in records
+            ]
+        return await super().edit(edit)
+
+
+class RetainsAtTheCostOfTheId(MemoryStorage):
+    """A short retention makes an id free for whoever sends it again."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        for ref in edit.refs if isinstance(edit, Retain) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None:
+                record.job = replace(record.job, id_ttl=0.0)
+        return await super().edit(edit)
+
+
+class RevivesExpiredResults(MemoryStorage):
+    """What nobody could see any more is shown again when its job is retained."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        for ref in edit.refs if isinstance(edit, Retain) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None:
+                record.value_until = None
+        return await super().edit(edit)
+
+
+class OnlyShowsANewPriority(MemoryStorage):
+    """What is queued keeps its place."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        if not isinstance(edit, Reprioritise):
+            return await super().edit(edit)
+        replies = []
+        for ref in edit.refs:
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.state is JobState.QUEUED:
+                record.job = replace(record.job, priority=edit.priority)
+                replies.append(EditReply(EditStatus.DONE, record.state))
+            else:
+                replies += await super().edit(Reprioritise((ref,), edit.priority))
+        return replies
+
+
+class ReprioritisesToTheBack(MemoryStorage):
+    """A job with another priority is ready only from now on."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        for ref in edit.refs if isinstance(edit, Reprioritise) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.state is JobState.QUEUED:
+                record.ready_at = self._clock.time()
+        return await super().edit(edit)
+
+
+class LeavesTheLaneAsItWas(MemoryStorage):
+    """The head of a lane stays the head, whatever its priority is now."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        if not isinstance(edit, Reprioritise):
+            return await super().edit(edit)
+        free = tuple(
+            ref
+            for ref in edit.refs
+            if (record := self._jobs.find(ref.queue, ref.id)) is None or record.job.lane is None
+        )
+        return await super().edit(Reprioritise(free, edit.priority))
+
+
+class SaysLittleOfWhatItEdits(MemoryStorage):
+    """An answer tells only what was done."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        return [EditReply(reply.status, reply.state) for reply in await super().edit(edit)]
+
+
+class SaysLittleOfWhatItSweeps(MemoryStorage):
+    """A change tells neither lane nor batch."""
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        reply = await super().sweep(request)
+        changes = tuple(replace(change, lane=None, batch=None) for change in reply.changes)
+        return replace(reply, changes=changes)
+
+
+class CountsBatchesByWhatIsStored(MemoryStorage):
+    """What retention, a purge or a new generation removed is missing in its batch."""
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        return [
+            counts if counts is None else self._recount(counts)
+            for counts in await super().batches(batches)
+        ]
+
+    def _recount(self, counts: BatchCounts) -> BatchCounts:
+        stored: Sequence[Any] = self._jobs.by_batch.get(counts.batch, ())
+        states = [record.state for record in stored if record.move]
+        return replace(counts, counts={str(state): states.count(state) for state in JobState})
+
+
+class CountsARedrivenJobTwice(MemoryStorage):
+    """It is queued in its batch and failed as well."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        before = {}
+        for ref in edit.refs if isinstance(edit, Redrive) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None:
+                before[ref] = record.state
+        replies = await super().edit(edit)
+        for ref, state in before.items():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.batch is not None and record.state is not state:
+                record.batch.counts[state] += 1
+        return replies
+
+
+class ForgetsTheCancelledInItsBatch(MemoryStorage):
+    """A new generation takes the place of the one before in the counts."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        former = [self._jobs.find(job.queue, job.id) for job in jobs]
+        replies = await super().submit(jobs)
+        for record, reply in zip(former, replies, strict=True):
+            if record is not None and record.batch is not None:
+                replaced = reply.generation > record.generation
+                record.batch.counts[JobState.CANCELLED] -= replaced
+        return replies
+
+
+class ForgetsBatchesWithTheirLastJob(MemoryStorage):
+    """Counts go as soon as nothing of the batch is live."""
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        live = ("delayed", "queued", "running")
+        return [
+            counts if counts is not None and any(counts.counts[state] for state in live) else None
+            for counts in await super().batches(batches)
+        ]
+
+
+class RemembersBatchesForEver(MemoryStorage):
+    """Counts are never forgotten."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        self._keep()
+        return await super().edit(edit)
+
+    async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
+        self._keep()
+        return await super().batches(batches)
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        self._keep()
+        return await super().sweep(request)
+
+    def _keep(self) -> None:
+        for batch in self._jobs.batches._batches.values():
+            batch.until = None
+
+
+class TakesFromCountsThatAreForgotten(MemoryStorage):
+    """A job that is redriven leaves a state in which its new batch never had it."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        former = {}
+        for ref in edit.refs if isinstance(edit, Redrive) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.batch is not None:
+                former[ref] = (record.batch, record.state)
+        replies = await super().edit(edit)
+        for ref, (batch, state) in former.items():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.batch is not None and record.batch is not batch:
+                record.batch.counts[state] -= 1
+        return replies
+
+
+class FindsBatchesBySearching(MemoryStorage):
+    """Every job is looked at for those of one batch."""
+
+    async def find(self, query: FindQuery) -> Page:
+        page = await super().find(replace(query, batch=None))
+        if query.batch is None:
+            return page
+        return replace(page, jobs=tuple(job for job in page.jobs if job.batch == query.batch))
+
+
+class TakesTheNextForTheOldest(MemoryStorage):
+    """The job that is claimed next stands for the one that has waited longest."""
+
+    async def stats(self) -> Stats:
+        stats = await super().stats()
+        queues = []
+        for queue in stats.queues:
+            ready = [
+                record for record in self._jobs.queue(queue.queue).jobs.values() if record.place
+            ]
+            first = min(ready, key=lambda one: (one.order, one.ready_at), default=None)
+            oldest = None if first is None else stats.now - first.ready_at
+            queues.append(replace(queue, oldest=oldest))
+        return replace(stats, queues=tuple(queues))
+
+
+class CountsTheBlockedAsReady(MemoryStorage):
+    """What waits behind its lane ages, too."""
+
+    async def stats(self) -> Stats:
+        stats = await super().stats()
+        queues = []
+        for queue in stats.queues:
+            jobs = self._jobs.queue(queue.queue).jobs.values()
+            ready = [record.ready_at for record in jobs if record.state is JobState.QUEUED]
+            queues.append(replace(queue, oldest=stats.now - min(ready) if ready else None))
+        return replace(stats, queues=tuple(queues))
+
+
+class LooksOnlyAtTheHeadsOfLanes(MemoryStorage):
+    """What else a lane may run is not taken for ready."""
+
+    async def stats(self) -> Stats:
+        stats = await super().stats()
+        queues = []
+        for queue in stats.queues:
+            jobs = self._jobs.queue(queue.queue).jobs.values()
+            ready = [record.ready_at for record in jobs if record.place]
+            queues.append(replace(queue, oldest=stats.now - min(ready) if ready else None))
+        return replace(stats, queues=tuple(queues))
+
+
+class ItsRateNeverDecays(MemoryStorage):
+    """A burst of an hour ago counts as one of now."""
+
+    async def stats(self) -> Stats:
+        for queue in self._jobs.queues.values():
+            for tally in queue.tallies.values():
+                tally.rate_at = float("inf")
+        return await super().stats()
+
+
+class CountsOnlySettledEnds(MemoryStorage):
+    """What was cancelled or swept has no part in the rate."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        rates = self._rates()
+        replies = await super().edit(edit)
+        for tally, rate in rates.items():
+            tally.rate = rate
+        return replies
+
+    def _rates(self) -> dict[Any, float]:
+        queues = self._jobs.queues.values()
+        return {tally: tally.rate for queue in queues for tally in queue.tallies.values()}
+
+
+class TakesEveryAttemptForARun(MemoryStorage):
+    """Attempts that were given back count as runs as well."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        for settlement in settlements:
+            record = self._jobs.find(settlement.queue, settlement.id)
+            if record is not None and settlement.outcome in {Outcome.SNOOZE, Outcome.RELEASE}:
+                record.tally.run_seconds += self._clock.time() - (record.started_at or 0.0)
+                record.tally.run_count += 1
+        return await super().settle(settlements, claim)
+
+
 class RestoresAsNew(MemoryStorage):
     """A restored job begins anew."""
 
@@ -535,6 +843,53 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "stats_agree_with_what_is_stored",
         "purge_removes_final_jobs",
     ),
+    TakesJobsWhileItDrains: (
+        "a_drained_queue_takes_nothing_new",
+        "a_drained_queue_answers_duplicates",
+        "a_queue_is_drained_for_every_user_of_the_store",
+    ),
+    StopsWhileItDrains: ("a_drained_queue_runs_what_it_has",),
+    IgnoresRetain: (
+        "a_live_job_takes_the_new_time_for_every_end",
+        "a_final_job_goes_that_long_from_now",
+        "a_result_goes_with_the_new_time",
+        "none_keeps_for_ever",
+    ),
+    RetainsAtTheCostOfTheId: ("an_id_stays_safe_for_its_ttl",),
+    RevivesExpiredResults: ("a_result_that_has_gone_does_not_come_back",),
+    OnlyShowsANewPriority: (
+        "a_job_with_another_priority_moves_to_its_new_place",
+        "another_priority_changes_the_head_of_a_lane",
+        "another_priority_holds_among_several_heads_of_a_lane",
+    ),
+    ReprioritisesToTheBack: (
+        "a_job_with_another_priority_moves_to_its_new_place",
+        "another_priority_leaves_ready_time_and_sequence",
+    ),
+    LeavesTheLaneAsItWas: ("another_priority_changes_the_head_of_a_lane",),
+    SaysLittleOfWhatItEdits: ("an_edit_says_what_it_found",),
+    SaysLittleOfWhatItSweeps: ("a_sweep_says_what_it_moved",),
+    CountsBatchesByWhatIsStored: (
+        "counts_outlast_the_jobs",
+        "a_replaced_job_counts_on_as_cancelled",
+    ),
+    CountsARedrivenJobTwice: (
+        "counts_follow_a_job_through_its_life",
+        "counts_agree_with_what_is_stored",
+    ),
+    ForgetsTheCancelledInItsBatch: ("a_replaced_job_counts_on_as_cancelled",),
+    ForgetsBatchesWithTheirLastJob: ("counts_are_forgotten_a_while_after_the_last_change",),
+    RemembersBatchesForEver: ("counts_are_forgotten_a_while_after_the_last_change",),
+    TakesFromCountsThatAreForgotten: (
+        "a_job_that_outlived_its_batch_is_counted_when_it_is_redriven",
+    ),
+    FindsBatchesBySearching: ("find_by_batch_examines_only_that_batch",),
+    TakesTheNextForTheOldest: ("the_oldest_ready_job_may_have_any_priority",),
+    CountsTheBlockedAsReady: ("only_what_a_free_worker_could_run_is_ready",),
+    LooksOnlyAtTheHeadsOfLanes: ("as_many_of_a_lane_are_ready_as_it_may_run",),
+    ItsRateNeverDecays: ("the_rate_decays",),
+    CountsOnlySettledEnds: ("the_rate_counts_every_end",),
+    TakesEveryAttemptForARun: ("run_time_is_the_mean_of_what_holders_ended",),
     RestoresAsNew: ("a_restored_job_is_the_same_job",),
     LeaksForeignErrors: ("a_stopped_storage_refuses_every_verb",),
     WorksAfterStop: (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugq.job import JobState, Outcome
+from plugq.protocols.edits import EditStatus
 from plugq.testing.contract.scene import Contract
 
 
@@ -142,6 +143,108 @@ class Order(Contract):
             while portion := await scene.claimed_ids(50):
                 claimed += portion
             assert claimed == ids
+
+    async def test_a_job_with_another_priority_moves_to_its_new_place(self) -> None:
+        """Up and down, in the order that its ready time and sequence then give it."""
+        async with self.scene() as scene:
+            for id in "abcde":
+                await scene.submit(id)
+                scene.clock.advance(1)
+            replies = await scene.reprioritise(5, "d", "b")
+            assert [(reply.status, reply.state) for reply in replies] == [
+                (EditStatus.DONE, JobState.QUEUED),
+                (EditStatus.DONE, JobState.QUEUED),
+            ]
+            await scene.reprioritise(-5, "a")
+            assert [(await scene.show(id)).priority for id in "abcd"] == [-5, 5, 0, 5]
+            await scene.submit("f", priority=5)
+            assert await scene.claimed_ids(2) == ["b", "d"]
+            await scene.reprioritise(0, "a", "f")
+            leases = await scene.claim()
+            assert [(lease.id, lease.priority) for lease in leases] == [("a", 0)]
+            assert await scene.claimed_ids() == ["c", "e", "f"]
+
+    async def test_another_priority_leaves_ready_time_and_sequence(self) -> None:
+        """Twice changed and back, a job stands where it stood."""
+        async with self.scene() as scene:
+            await scene.submit("a")
+            scene.clock.advance(1)
+            await scene.submit("b")
+            before = await scene.show("a")
+            scene.clock.advance(1)
+            await scene.reprioritise(9, "a")
+            await scene.reprioritise(0, "a")
+            assert await scene.show("a") == before
+            assert await scene.claimed_ids() == ["a", "b"]
+
+    async def test_another_priority_changes_the_head_of_a_lane(self) -> None:
+        """The first of the lane by the new order is the one that may run."""
+        async with self.scene() as scene:
+            await scene.submit("a", "b", "c", lane="l")
+            await scene.submit("other", priority=1)
+            await scene.reprioritise(2, "c")
+            assert await scene.claimed_ids() == ["c", "other"]
+            await scene.clear()
+            await scene.submit("a", "b", "c", lane="l")
+            await scene.reprioritise(-2, "a")
+            await scene.submit("other", priority=-1)
+            lease = await scene.take("b")
+            assert await scene.claimed_ids() == ["other"]
+            await scene.end(lease)
+            await scene.end(await scene.take("c"))
+            await scene.take("a")
+
+    async def test_another_priority_holds_among_several_heads_of_a_lane(self) -> None:
+        """Where a lane may run more than one."""
+        async with self.scene() as scene:
+            await scene.configure(lane_max_running=2)
+            await scene.submit(*"abcde", lane="l")
+            await scene.reprioritise(3, "d", "e")
+            await scene.reprioritise(-3, "b")
+            first = await scene.claim(10)
+            assert [lease.id for lease in first] == ["d", "e"]
+            for lease in first:
+                await scene.end(lease)
+            assert await scene.claimed_ids() == ["a", "c"]
+
+    async def test_a_delayed_job_has_its_new_priority_when_it_is_due(self) -> None:
+        """Until then it waits on; a deadline holds as before."""
+        async with self.scene() as scene:
+            await scene.submit("a", delay=10.0)
+            await scene.submit("b", delay=10.0, deadline_in=15.0)
+            await scene.submit("c", delay=5.0)
+            replies = await scene.reprioritise(4, "a", "b")
+            assert {reply.state for reply in replies} == {JobState.DELAYED}
+            assert (await scene.ask()).next_in == 5
+            scene.clock.advance(10)
+            assert await scene.claimed_ids(1) == ["a"]
+            scene.clock.advance(5)
+            assert await scene.claimed_ids() == ["c"]
+            assert [change.id for change in (await scene.sweep()).changes] == ["b"]
+
+    async def test_a_running_job_has_its_new_priority_when_it_is_queued_again(self) -> None:
+        """Its lease stands."""
+        async with self.scene() as scene:
+            await scene.submit("a", "b", max_attempts=3)
+            lease = await scene.take("a")
+            (reply,) = await scene.reprioritise(-1, "a")
+            assert (reply.status, reply.state) == (EditStatus.DONE, JobState.RUNNING)
+            assert await scene.end(lease, Outcome.RELEASE) is JobState.QUEUED
+            assert await scene.claimed_ids() == ["b", "a"]
+
+    async def test_a_final_job_takes_no_other_priority(self) -> None:
+        """Nor does one whose deadline has passed unswept, and an unknown one is not found."""
+        async with self.scene() as scene:
+            await scene.bring("a", JobState.SUCCEEDED)
+            await scene.submit("b", deadline_in=10.0)
+            scene.clock.advance(10)
+            replies = await scene.reprioritise(5, "a", "b", "unknown")
+            assert [(reply.status, reply.state) for reply in replies] == [
+                (EditStatus.FINISHED, JobState.SUCCEEDED),
+                (EditStatus.FINISHED, JobState.FAILED),
+                (EditStatus.NOT_FOUND, None),
+            ]
+            assert (await scene.show("a")).priority == 0
 
 
 __all__ = ["Order"]

@@ -17,12 +17,15 @@ from plugq.job import JobRecord, JobRef, JobState, Outcome
 from plugq.protocols.edits import (
     Cancel,
     Configure,
+    Drain,
     EditReply,
     Pause,
     Purge,
     QueueSettings,
     Redrive,
+    Reprioritise,
     Resume,
+    Retain,
 )
 from plugq.protocols.plugin import PluginContext
 from plugq.protocols.storage import (
@@ -246,9 +249,22 @@ class Scene:
         """Remove one final job."""
         return (await self.storage.edit(Purge(self.refs(id, queue=queue))))[0]
 
+    async def retain(self, ttl: float | None, id: str = "a", queue: str = QUEUE) -> EditReply:
+        """Let one job be kept for another time."""
+        return (await self.storage.edit(Retain(self.refs(id, queue=queue), ttl)))[0]
+
+    async def reprioritise(self, priority: int, *ids: str, queue: str = QUEUE) -> list[EditReply]:
+        """Give jobs another priority."""
+        edit = Reprioritise(self.refs(*ids, queue=queue), priority)
+        return list(await self.storage.edit(edit))
+
     async def pause(self, queue: str = QUEUE) -> None:
         """Pause a queue."""
         await self.storage.edit(Pause((queue,)))
+
+    async def drain(self, queue: str = QUEUE) -> None:
+        """Let a queue take nothing new."""
+        await self.storage.edit(Drain((queue,)))
 
     async def resume(self, queue: str = QUEUE) -> None:
         """Resume a queue."""
@@ -305,6 +321,14 @@ class Scene:
             cursor = page.cursor
             if cursor is None:
                 return
+
+    async def batch(self, name: str = "x") -> dict[str, int] | None:
+        """Return the counts of a batch that are not 0; ``None`` if nothing is known of it."""
+        (found,) = await self.storage.batches([name])
+        if found is None:
+            return None
+        assert found.batch == name
+        return {state: count for state, count in found.counts.items() if count}
 
     async def task_stats(self, queue: str = QUEUE, task: str = TASK) -> TaskStats:
         """Return the counters of a task; all zero if it is not known."""
