@@ -400,7 +400,7 @@ class Client(Lifecycle):
         """Give live jobs another priority; one that runs has it when it is queued again.
 
         The jobs are named by handles or by a filter as for :meth:`cancel`. Answers for each
-        ``done``, ``conflict`` (it is final) or ``not_found``.
+        ``done``, ``finished`` or ``not_found``.
         """
         edit = partial(Reprioritise, priority=check_priority(priority))
         return await self._changed(edit, handles, filters, LIVE)
