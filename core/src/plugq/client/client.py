@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,6 +11,7 @@ from plugq.client.batches import Batch, Batches
 from plugq.client.completion import check_handles, completed
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
+from plugq.client.requests import Requests
 from plugq.client.results import decode, own_record, result_of
 from plugq.client.steering import LIVE, Filter, Steering, query_of, ttl_of
 from plugq.client.views import Page, stats_view, view
@@ -24,7 +24,6 @@ from plugq.errors import (
     JobNotFound,
     OutcomeUnknown,
     PlugqError,
-    QueueFull,
     Unavailable,
     WaitTimeout,
 )
@@ -121,6 +120,12 @@ class Client(Lifecycle):
         self._deployment = deployment
         self._clock = clock
         self._settings = settings or ClientSettings()
+        self._requests = Requests(
+            broker,
+            self._running,
+            deadline=self._settings.deadline,
+            reconnect=self._settings.reconnect,
+        )
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
         self._batches = Batches(broker, clock, self._ask, poll=self._settings.fallback_poll)
         self._steering = Steering(self._find, self._edit)
@@ -436,49 +441,10 @@ class Client(Lifecycle):
         )
 
     async def _send(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
-        """Submit until the deadline, always as the same submissions."""
-        until = self._running().time() + self._settings.deadline
-        pause, longest = self._settings.reconnect
-        maybe = False
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    replies = await self._broker.submit(jobs)
-                break
-            except TimeoutError as error:
-                message = (
-                    f"no answer within {self._settings.deadline:g} s; submitting again is safe"
-                )
-                raise OutcomeUnknown(message, ids=[job.id for job in jobs]) from error
-            except (Unavailable, OutcomeUnknown) as error:
-                maybe = maybe or isinstance(error, OutcomeUnknown)
-                pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter
-                if self._running().time() + pause >= until:
-                    if maybe:
-                        raise OutcomeUnknown(str(error), ids=[job.id for job in jobs]) from error
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
-        _check_stored(jobs, replies)
-        return replies
+        return await self._requests.submit(jobs)
 
     async def _ask(self, verb: Callable[[], Awaitable[R]]) -> R:
-        """Ask until the deadline; for verbs that may be repeated."""
-        until = self._running().time() + self._settings.deadline
-        pause, longest = self._settings.reconnect
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    return await verb()
-            except TimeoutError as error:
-                message = f"no answer from the storage within {self._settings.deadline:g} s"
-                raise Unavailable(message) from error
-            except (Unavailable, OutcomeUnknown):
-                pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter
-                if self._running().time() + pause >= until:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
+        return await self._requests.ask(verb)
 
     async def _find(self, query: FindQuery) -> StoredPage:
         return await self._ask(lambda: self._broker.find(query))
@@ -563,25 +529,6 @@ class Client(Lifecycle):
             queue=handle.queue,
             id=handle.id,
         )
-
-
-def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> None:
-    """Raise for a call that was refused as a whole.
-
-    A queue that is drained is named first: beside it the answers of the others say only that
-    nothing was stored.
-    """
-    for status, reason in (
-        (
-            SubmitStatus.DRAINING,
-            "is being drained and takes no jobs; `plugq queues resume {}` ends that",
-        ),
-        (SubmitStatus.FULL, "is full; nothing was stored"),
-    ):
-        for job, reply in zip(jobs, replies, strict=True):
-            if reply.status is status:
-                message = f"queue {job.queue!r} {reason.format(job.queue)}"
-                raise QueueFull(message, queue=job.queue)
 
 
 __all__ = ["CancelAnswer", "Client", "ClientSettings", "Deployment"]
