@@ -161,6 +161,8 @@ class Batches:
 
     def start(self) -> None:
         """Listen for notices."""
+        # Of this start's loop, which may be another than that of the one before.
+        self._kick = asyncio.Event()
         self._unsubscribe = self._broker.subscribe(self._noticed)
 
     async def stop(self) -> None:
@@ -227,13 +229,17 @@ class Batches:
 
     async def _look(self, keys: Sequence[str]) -> None:
         # Who comes during the look may wait for what was not there at its beginning.
-        waits = [tuple(self._waiting.get(key, ())) for key in keys]
-        # The holds before the counts: what was submitted while somebody held it open is counted.
-        loaded = await self._broker.load([register_of(key) for key in keys])
+        waits = {key: tuple(self._waiting.get(key, ())) for key in keys}
         found = await self._broker.batches(keys)
-        for futures, register, counts in zip(waits, loaded.registers, found, strict=True):
+        quiet = [key for key, counts in zip(keys, found, strict=True) if _over(counts)]
+        if not quiet:
+            return
+        # The holds before the counts: what was submitted while somebody held it open is counted.
+        loaded = await self._broker.load([register_of(key) for key in quiet])
+        found = await self._broker.batches(quiet)
+        for key, register, counts in zip(quiet, loaded.registers, found, strict=True):
             if not holders_of(register, loaded.now) and _over(counts):
-                for future in futures:
+                for future in waits[key]:
                     if not future.done():
                         future.set_result(None if counts is None else counts.counts)
 

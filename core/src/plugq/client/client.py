@@ -411,7 +411,13 @@ class Client(Lifecycle):
         return await self._changed(edit, handles, filters, LIVE)
 
     def batch(self, key: str) -> Batch:
-        """Return the batch of that key, whether or not it has a job; does no I/O."""
+        """Return the batch of that key, whether or not it has a job; does no I/O.
+
+        Raises:
+            InvalidJob: it is no text of 1 to 1,024 UTF-8 bytes.
+        """
+        if not isinstance(key, str):
+            raise InvalidJob(f"batch: expected text, got {key!r}")
         return Batch(self, bounded("batch", key, 1024))
 
     def state(self) -> dict[str, Any]:

@@ -41,10 +41,7 @@ class Endings:
         self._more: asyncio.Future[None] | None = None
 
     def take(self) -> tuple[Wait, JobRecord | None] | None:
-        """Return the next one with its job, or with ``None`` where there is no such job (any more).
-
-        Nothing is returned while none is at hand.
-        """
+        """Return the next one if one is at hand: the wait, and its job if there still is one."""
         return self._ended.popleft() if self._ended else None
 
     async def next(self) -> tuple[Wait, JobRecord | None]:
@@ -99,6 +96,8 @@ class Waiters:
 
     def start(self) -> None:
         """Listen for notices."""
+        # Of this start's loop, which may be another than that of the one before.
+        self._kick = asyncio.Event()
         self._unsubscribe = self._broker.subscribe(self._noticed)
 
     async def stop(self) -> None:
