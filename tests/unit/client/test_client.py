@@ -34,6 +34,9 @@ def test_a_client_that_was_stopped_waits_on_another_loop() -> None:
                 # Each gets as far as to sleep until something happens.
                 with pytest.raises(plugq.WaitTimeout):
                     await waiting(0.05)
+            for part in ("waiters", "batches"):
+                loops = client.state()[part]["loops"]
+                assert loops["look"] == loops["poll"] == {"running": True}
 
     for _ in range(2):
         asyncio.run(wait())
