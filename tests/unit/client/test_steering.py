@@ -123,6 +123,8 @@ async def test_what_can_not_be_is_named_and_nothing_is_done() -> None:
         handle = await one.submit(plugq.job("t"))
         with pytest.raises(plugq.InvalidJob, match="handles or a filter, not both"):
             await one.cancel(handle, queue="default")
+        with pytest.raises(plugq.InvalidJob, match="handles or a filter, not both"):
+            await one.cancel(handle, state=[])
         with pytest.raises(plugq.InvalidJob, match="que: there is no such filter; use one of st"):
             await one.purge(que="default")  # type: ignore[call-arg]
         with pytest.raises(plugq.InvalidJob, match="state: 'done' is none"):

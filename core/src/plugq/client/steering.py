@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence  # noqa: TC003 - as below
 from datetime import datetime  # noqa: TC003 - TypedDict keeps its annotations for readers
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -16,7 +17,7 @@ from plugq.job import FINAL, JobRef, JobState
 from plugq.protocols.storage import FindQuery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from plugq.protocols.edits import EditReply, JobEdit
     from plugq.protocols.storage import Page
@@ -75,23 +76,22 @@ class Steering:
         refs = refs_of(handles)
         query = query_of(filters, limit=CHUNK)
         given = {name: value for name, value in filters.items() if value is not None}
-        if not given.get("state", True):
-            # Jobs of no state at all.
-            given = {}
         if refs and given:
             raise InvalidJob(f"give handles or a filter, not both; the filter is {_said(given)}")
         replies: list[EditReply] = []
         if refs:
             for start in range(0, len(refs), CHUNK):
                 replies += await self._edit(make(refs[start : start + CHUNK]))
-        elif given:
+        # An empty list of states lets no job through, while for a search it is all of them.
+        elif given and given.get("state", True):
             if not query.states:
                 query = msgspec.structs.replace(query, states=tuple(states))
-            async for found in self._found(query):
-                replies += await self._edit(make(found))
+            async with contextlib.aclosing(self._found(query)) as walk:
+                async for found in walk:
+                    replies += await self._edit(make(found))
         return replies
 
-    async def _found(self, query: FindQuery) -> AsyncIterator[tuple[JobRef, ...]]:
+    async def _found(self, query: FindQuery) -> AsyncGenerator[tuple[JobRef, ...], None]:
         """Walk through what matches, so many at a time; pages may be short or empty."""
         found: list[JobRef] = []
         cursor: str | None = None
