@@ -128,7 +128,7 @@ def test_list(invoke: Invoke, shop: Shell) -> None:
 def test_list_follows_pages(invoke: Invoke, shop: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         invoke("submit", "add", "1", f"--id=n{number}")
-    monkeypatch.setattr("plugq.cli.jobs.PAGE", 2)
+    monkeypatch.setattr("plugq.cli.steering.PAGE", 2)
     assert len(rows(invoke("jobs", "list").stdout)) == 7
     assert len(rows(invoke("jobs", "list", "--limit=5").stdout)) == 5
 
@@ -192,7 +192,7 @@ def test_queues(invoke: Invoke, shop: Shell) -> None:
     invoke("submit", "hello", "x", "--queue=a")
     assert invoke("queues", "pause", "a", "b").output == "a\tpaused\nb\tpaused\n"
     listed = {row[0]: row for row in rows(invoke("queues", "list").output)}
-    assert listed["a"][1:4] == ["yes", "0", "1"]
+    assert listed["a"][1:5] == ["yes", "no", "0", "1"]
     assert listed["a"][-1].endswith("s")
     assert invoke("queues", "resume", "a", "--json").output == '{"a":"resumed"}\n'
     document = {

@@ -1,7 +1,7 @@
 """The public API as a typed user writes it; checked by mypy and pyright, never run."""
 
-from datetime import datetime
-from typing import assert_type
+from datetime import UTC, datetime, timedelta
+from typing import Literal, assert_type
 
 import plugq
 
@@ -66,9 +66,50 @@ async def events(client: plugq.Client) -> None:
     assert_type(remove(), None)
 
 
+async def many(client: plugq.Client, handles: list[plugq.JobHandle[int]]) -> None:
+    async for done in client.as_completed(handles, timeout="1m"):
+        assert_type(done, plugq.JobHandle[int])
+        assert_type(await done.result(), int)
+    assert_type([done.id async for done in client.as_completed(iter(handles))], list[str])
+    await client.cancel(*handles)
+    cancelled = await client.cancel(batch="news", state=["queued", plugq.JobState.DELAYED])
+    assert_type(cancelled[0], Literal["cancelled", "requested", "finished", "not_found"])
+    retried = await client.retry(queue="email", since=datetime.now(UTC) - timedelta(hours=1))
+    assert_type(retried[0] == "done", bool)
+    await client.purge(state="succeeded", until=datetime.now(UTC))
+    await client.retain(*handles, ttl="7d")
+    await client.retain(task="report", ttl="forever")
+    await client.reprioritise(*handles, priority=plugq.Priority.HIGH)
+    await handles[0].retain(timedelta(days=7))
+    progress = await handles[0].progress()
+    assert_type(None if progress is None else progress.current, float | None)
+
+
+async def batches(client: plugq.Client) -> None:
+    async with client.batch("news") as batch:
+        assert_type(batch, plugq.Batch)
+        await client.submit(bare.job("a"), batch=batch.key)
+    assert_type(await batch.wait("1m"), dict[str, int])
+    assert_type(await batch.counts(), dict[str, int])
+    assert_type((await batch.progress()).fraction, float)
+    assert_type(
+        await batch.cancel(), list[Literal["cancelled", "requested", "finished", "not_found"]]
+    )
+
+
+async def queues(client: plugq.Client) -> None:
+    await client.queues.drain("email", "reports")
+    info = (await client.queues.stats())["email"]
+    assert_type(info.draining, bool)
+    assert_type(info.run_time, timedelta | None)
+    assert_type(info.rate, float)
+
+
 async def wrong(client: plugq.Client) -> None:
     bare.job(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     send_email.job("a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.cancel(que="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.retain(queue="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await client.submit(bare.job("a"), colour=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

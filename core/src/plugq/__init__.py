@@ -1,7 +1,7 @@
 """plugq: background jobs whose every part is a plugin, assembled from one file."""
 
 from plugq.assembly import App, Worker, connect
-from plugq.client import AttemptError, Client, Job, JobHandle
+from plugq.client import AttemptError, Batch, BatchProgress, Client, Job, JobHandle
 from plugq.config import Config
 from plugq.errors import (
     AmbiguousId,
@@ -51,6 +51,8 @@ __all__ = [
     "AmbiguousId",
     "App",
     "AttemptError",
+    "Batch",
+    "BatchProgress",
     "Capability",
     "Client",
     "Config",

@@ -195,14 +195,19 @@ def _text(name: str, most: int) -> Callable[[Any], tuple[str, Any]]:
     return read
 
 
-def _priority(value: Any) -> tuple[str, Any]:
+def check_priority(value: object) -> int:
+    """Return a priority that a job can have.
+
+    Raises:
+        InvalidJob: it is no whole number, or out of range.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidJob(f"priority: expected an integer, got {value!r}")
     if not LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY:
         raise InvalidJob(
             f"priority: expected {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}, got {value}",
         )
-    return "priority", value
+    return value
 
 
 def _deadline(value: Any) -> tuple[str, Any]:
@@ -261,7 +266,7 @@ def _headers(value: Any) -> tuple[str, Any]:
 _READERS: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "id": lambda value: ("id", check_id(value)),
     "queue": lambda value: ("queue", check_queue(value)),
-    "priority": _priority,
+    "priority": lambda value: ("priority", check_priority(value)),
     "delay": lambda value: ("delay", seconds(value, name="delay")),
     "run_at": lambda value: ("run_at", timestamp(value, name="run_at")),
     "deadline": _deadline,
@@ -287,5 +292,6 @@ __all__ = [
     "ask",
     "bounded",
     "check_id",
+    "check_priority",
     "check_queue",
 ]

@@ -24,6 +24,24 @@ def test_a_client_belongs_to_the_loop_that_started_it() -> None:
         second.run(client.stop())
 
 
+def test_a_client_that_was_stopped_waits_on_another_loop() -> None:
+    client = Assembly({}).client()
+
+    async def wait() -> None:
+        async with client:
+            handle = await client.submit(plugq.job("t"), batch="b")
+            for waiting in (handle.result, handle.wait, client.batch("b").wait):
+                # Each gets as far as to sleep until something happens.
+                with pytest.raises(plugq.WaitTimeout):
+                    await waiting(0.05)
+            for part in ("waiters", "batches"):
+                loops = client.state()[part]["loops"]
+                assert loops["look"] == loops["poll"] == {"running": True}
+
+    for _ in range(2):
+        asyncio.run(wait())
+
+
 async def test_a_state_that_is_none_is_named() -> None:
     async with Assembly({}).client() as client:
         with pytest.raises(plugq.InvalidJob, match="state: 'done' is none; use one of delayed, "):

@@ -15,6 +15,7 @@ COMMANDS = {
     "submit": "plugq.cli.submit",
     "worker": "plugq.cli.worker",
     "jobs": "plugq.cli.jobs",
+    "batches": "plugq.cli.batches",
     "queues": "plugq.cli.queues",
     "schedules": "plugq.cli.schedules",
     "workers": "plugq.cli.workers",

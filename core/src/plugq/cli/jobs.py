@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from plugq.cli.deployment import (
-    Decorates,
-    config_option,
-    json_option,
-    opened,
-    read_config,
-    run,
-    with_client,
-)
-from plugq.cli.failure import FAILED
+from plugq.cli.deployment import config_option, json_option, read_config, with_client
 from plugq.cli.output import (
     moment,
     note,
@@ -30,44 +20,38 @@ from plugq.cli.output import (
     say,
     span,
 )
+from plugq.cli.steering import (
+    cancel,
+    filter_options,
+    pages,
+    purge,
+    queue_option,
+    reprioritise,
+    retain,
+    retry,
+)
 from plugq.errors import JobNotFound, ResultExpired
 from plugq.job import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from plugq.client import Client, Job
 
-#: Jobs that are asked for in one call.
-PAGE = 500
 _COLUMNS = ("state", "queue", "id", "task", "attempt", "submitted", "code", "error")
 #: Seconds that the result of a job that has ended may take to come.
 _RESULT = 5.0
 
-queue_option: Decorates = click.option(
-    "-q", "--queue", help="The queue of the job; without it, all queues are looked through."
-)
-ids_argument: Decorates = click.argument("ids", metavar="ID...", nargs=-1, required=True)
-
 
 @click.group()
 def jobs() -> None:
-    """List, show, cancel, retry and purge jobs."""
+    """List jobs, show them and steer them."""
 
 
 @jobs.command("list")
 @config_option
-@click.option(
-    "-s",
-    "--state",
-    "states",
-    multiple=True,
-    type=click.Choice([str(state) for state in JobState]),
-    help="Only jobs in this state; repeat it for more.",
-)
+@filter_options
 @click.option("-q", "--queue", help="Only jobs of this queue.")
-@click.option("-t", "--task", help="Only jobs of this task.")
-@click.option("--batch", help="Only jobs of this batch.")
 @click.option(
     "-n",
     "--limit",
@@ -77,12 +61,10 @@ def jobs() -> None:
     help="The most jobs to list.",
 )
 @json_option
-def list_(
-    *, file: str | None, states: tuple[str, ...], limit: int, as_json: bool, **asked: Any
-) -> None:
+def list_(*, file: str | None, limit: int, as_json: bool, **asked: Any) -> None:
     """List jobs, the newest first."""
     config = read_config(file)
-    asked["state"] = states or None
+    asked["state"] = asked["state"] or None
     found, more = with_client(config, lambda client: _first(client, asked, limit))
     if as_json:
         print_json([_plain(job) for job in found])
@@ -110,109 +92,18 @@ def show(*, id: str, file: str | None, queue: str | None, payload: bool, as_json
         _print_job(job, more)
 
 
-@jobs.command()
-@ids_argument
-@config_option
-@queue_option
-@json_option
-@click.pass_context
-def cancel(ctx: click.Context, /, **given: Any) -> None:
-    """Cancel jobs, also those that run.
-
-    What waits is cancelled at once, what runs by its worker. Prints for each what came of it:
-    cancelled, requested (it runs, and its worker is told), finished or not_found. Fails unless all
-    are cancelled or will be.
-    """
-    _steer(ctx, "cancel", {"cancelled", "requested"}, **given)
-
-
-@jobs.command()
-@ids_argument
-@config_option
-@queue_option
-@json_option
-@click.pass_context
-def retry(ctx: click.Context, /, **given: Any) -> None:
-    """Queue failed, cancelled and skipped jobs again.
-
-    They get all their attempts back. Prints for each what came of it: done, not_found, or conflict
-    (it is in another state, or another job holds its unique key). Fails unless all are done.
-    """
-    _steer(ctx, "retry", {"done"}, **given)
-
-
-@jobs.command()
-@ids_argument
-@config_option
-@queue_option
-@json_option
-@click.pass_context
-def purge(ctx: click.Context, /, **given: Any) -> None:
-    """Remove jobs that have ended.
-
-    They would go by themselves once their retention has passed. Prints for each what came of it:
-    done, not_found, or conflict (it has not ended). Fails unless all are done.
-    """
-    _steer(ctx, "purge", {"done"}, **given)
-
-
-def _steer(
-    ctx: click.Context,
-    verb: str,
-    good: set[str],
-    *,
-    ids: tuple[str, ...],
-    file: str | None,
-    queue: str | None,
-    as_json: bool,
-) -> None:
-    async def work() -> list[str]:
-        async with opened(config) as client:
-            change: Callable[..., Awaitable[Sequence[str]]] = getattr(client, verb)
-            handles = await asyncio.gather(*(_find(client, id, queue) for id in ids))
-            found = [handle for handle in handles if handle is not None]
-            answers = iter(await change(*found) if found else ())
-            return ["not_found" if handle is None else str(next(answers)) for handle in handles]
-
-    config = read_config(file)
-    answers = run(work())
-    if as_json:
-        print_json([{"id": id, "answer": answer} for id, answer in zip(ids, answers, strict=True)])
-    else:
-        for id, answer in zip(ids, answers, strict=True):
-            say(f"{safe(id)}\t{answer}")
-    if not good.issuperset(answers):
-        ctx.exit(FAILED)
-
-
-async def _find(client: Client, id: str, queue: str | None) -> Any:
-    """Return what names a job; ``None`` if no queue has it."""
-    if queue is not None:
-        return client.handle(id, queue=queue)
-    try:
-        return await client.get(id)
-    except JobNotFound:
-        return None
+for _command in (cancel, retry, purge, retain, reprioritise):
+    jobs.add_command(_command)
 
 
 async def _first(client: Client, asked: dict[str, Any], limit: int) -> tuple[list[Job], bool]:
     """Return the newest jobs, and whether there are more."""
     found: list[Job] = []
-    async for page in _pages(client, asked, limit + 1):
+    async for page in pages(client, asked, limit + 1):
         found += page
         if len(found) > limit:
             return found[:limit], True
     return found, False
-
-
-async def _pages(client: Client, asked: dict[str, Any], most: int) -> AsyncIterator[Sequence[Job]]:
-    cursor: str | None = None
-    while True:
-        page = await client.find(**asked, limit=min(most, PAGE), cursor=cursor)
-        yield page.jobs
-        cursor = page.cursor
-        if cursor is None:
-            return
 
 
 async def _look(

@@ -6,16 +6,25 @@ character escaped that a terminal might obey, and never read as markup.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    class Show(Protocol):
+        """Takes the number that is done, and the total where that is another one now."""
+
+        def __call__(self, done: int, total: int | None = None, /) -> None:
+            """Show it."""
+            ...
+
 
 #: Characters of an id that is not folded; those that plugq makes have 36.
 _ID = 40
@@ -117,6 +126,33 @@ def print_facts(facts: Mapping[str, object]) -> None:
         click.echo(f"{name:<{width}}  {safe(value)}".rstrip())
 
 
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Show]:
+    """Give a function to be called with the number that is done.
+
+    A terminal shows a bar while the block runs, beside the output.
+    """
+    if not on_terminal():
+        yield _show_nothing
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done, total=None, /: bar.update(task, completed=done, total=total)
+
+
+def _show_nothing(done: int, total: int | None = None, /) -> None:
+    """Stand in where there is no bar."""
+
+
 def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     """Return how wide a table is without any folding, two spaces between its columns."""
     return sum(2 + max(map(len, cells)) for cells in zip(columns, *rows, strict=True)) - 2
@@ -155,6 +191,7 @@ __all__ = [
     "print_facts",
     "print_json",
     "print_table",
+    "progress",
     "safe",
     "safe_lines",
     "say",

@@ -3,46 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plugq.client.announced import Announcements
+from plugq.client.batches import Batch, Batches
+from plugq.client.completion import check_handles, completed
 from plugq.client.events import EventHub, choice_of
 from plugq.client.handle import JobHandle
 from plugq.client.queues import Queues
 from plugq.client.reason import reason
+from plugq.client.requests import Requests
+from plugq.client.results import decode, own_record, result_of
 from plugq.client.schedules import Schedules
-from plugq.client.views import Page, attempt_view, stats_view, view
+from plugq.client.steering import LIVE, Filter, Steering, query_of, ttl_of
+from plugq.client.views import Page, stats_view, view
 from plugq.client.waiters import Waiters
 from plugq.client.workers import workers_view
-from plugq.duration import Duration, seconds, timestamp
-from plugq.envelope import open_body, open_result
+from plugq.duration import Duration, seconds
+from plugq.envelope import open_body
 from plugq.errors import (
     AmbiguousId,
     InvalidJob,
-    JobCancelled,
-    JobFailed,
     JobNotFound,
-    JobSkipped,
     OutcomeUnknown,
-    QueueFull,
-    ResultExpired,
     Unavailable,
-    Undecodable,
     WaitTimeout,
 )
-from plugq.job import JobRef, JobState
+from plugq.job import FINAL, JobRef, JobState
 from plugq.lifecycle import Lifecycle
-from plugq.presence import PREFIX, decode
-from plugq.protocols.edits import Cancel, Edit, EditStatus, Purge, Redrive
-from plugq.protocols.serde import Serde, SerdeContext
-from plugq.protocols.storage import FindQuery, SubmitStatus
-from plugq.request import Asked, ask, check_id
+from plugq.presence import PREFIX
+from plugq.presence import decode as decode_live
+from plugq.protocols.edits import (
+    Cancel,
+    Edit,
+    EditStatus,
+    JobEdit,
+    Purge,
+    Redrive,
+    Reprioritise,
+    Retain,
+)
+from plugq.protocols.serde import Serde
+from plugq.protocols.storage import SubmitStatus
+from plugq.request import Asked, ask, bounded, check_id, check_priority
 from plugq.task import JobRequest, bound
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
     from datetime import datetime
     from typing import Self, Unpack
 
@@ -53,7 +69,9 @@ if TYPE_CHECKING:
     from plugq.job import JobRecord
     from plugq.protocols.broker import Broker
     from plugq.protocols.edits import EditReply
-    from plugq.protocols.storage import NewJob, SubmitReply
+    from plugq.protocols.serde import Serde
+    from plugq.protocols.storage import FindQuery, NewJob, SubmitReply
+    from plugq.protocols.storage import Page as StoredPage
     from plugq.request import CallOptions, RequestOptions
     from plugq.submission import Submitter
     from plugq.task import Task
@@ -111,9 +129,17 @@ class Client(Lifecycle):
         self._deployment = deployment
         self._clock = clock
         self._settings = settings or ClientSettings()
+        self._requests = Requests(
+            broker,
+            self._running,
+            deadline=self._settings.deadline,
+            reconnect=self._settings.reconnect,
+        )
         self._waiters = Waiters(broker, clock, poll=self._settings.fallback_poll)
         self._events = EventHub(broker, clock, deadline=self._settings.deadline)
         self._announced = Announcements(lambda keys: self._ask(lambda: broker.load(keys)), clock)
+        self._batches = Batches(broker, clock, self._ask, poll=self._settings.fallback_poll)
+        self._steering = Steering(self._find, self._edit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.queues: Queues = Queues(self)
         self.schedules: Schedules = Schedules(self)
@@ -151,10 +177,12 @@ class Client(Lifecycle):
         await self._broker.start()
         self._waiters.start()
         self._events.start()
+        self._batches.start()
 
     async def _stop(self) -> None:
         await self._events.stop()
         await self._waiters.stop()
+        await self._batches.stop()
         await self._broker.stop()
 
     async def submit(
@@ -230,6 +258,34 @@ class Client(Lifecycle):
         """
         return await (await self.submit(request, **options)).result(timeout)
 
+    def as_completed(
+        self,
+        handles: Iterable[JobHandle[R]],
+        *,
+        timeout: Duration | None = None,
+    ) -> AsyncGenerator[JobHandle[R], None]:
+        """Iterate over handles in the order in which their jobs end, however they do.
+
+        Each is yielded as often as it was given, those whose job is not stored (any longer), too.
+        The next ``result()`` or ``wait()`` of a handle that was yielded answers at once, from what
+        was seen when its job ended: also where the result is not kept, the job was removed since,
+        or the client was stopped. ``client.retry(handle)`` makes it look again.
+
+        The order is that in which this client learns of the ends: exact for jobs that it
+        submitted, and to the fallback poll for others. ``timeout`` is for all of them, from the
+        first step on. Leaving the loop leaves the jobs as they are.
+
+        Raises:
+            InvalidJob: one of them is no handle.
+            WaitTimeout: some had not ended after ``timeout``; the message says how many.
+            Unavailable: the client was stopped.
+        """
+        wanted = list(handles)
+        check_handles(wanted)
+        self._running()
+        limit = None if timeout is None else seconds(timeout, name="timeout")
+        return completed(self._waiters, wanted, limit)
+
     def handle(
         self,
         id: str,
@@ -263,7 +319,9 @@ class Client(Lifecycle):
         """
         record = await self._record(id, queue, body=True)
         envelope = open_body(record.body or b"")
-        args, kwargs = self._decode(record, envelope.content_type, envelope.arguments)
+        args, kwargs = decode(
+            record, self._deployment.serdes, envelope.content_type, envelope.arguments
+        )
         return args, kwargs
 
     async def find(
@@ -283,18 +341,15 @@ class Client(Lifecycle):
         Pass the page's cursor for the next one until it is ``None``; a page may be short before.
         A job that matches throughout the walk appears in it exactly once.
         """
-        states = [] if state is None else [state] if isinstance(state, str) else list(state)
-        query = FindQuery(
-            states=tuple(map(_state, states)),
-            queue=queue,
-            task=task,
-            batch=batch,
-            since=None if since is None else timestamp(since, name="since"),
-            until=None if until is None else timestamp(until, name="until"),
-            limit=limit,
-            cursor=cursor,
-        )
-        page = await self._ask(lambda: self._broker.find(query))
+        filters: Filter = {
+            "state": state,
+            "queue": queue,
+            "task": task,
+            "batch": batch,
+            "since": since,
+            "until": until,
+        }
+        page = await self._find(query_of(filters, limit=limit, cursor=cursor))
         return Page(jobs=tuple(map(view, page.jobs)), cursor=page.cursor)
 
     async def stats(self) -> Stats:
@@ -307,30 +362,85 @@ class Client(Lifecycle):
         One that stops is gone at once, one that is killed after 25 s. What it says of itself is up
         to 10 s old.
         """
-        return workers_view(decode(await self._ask(lambda: self._broker.scan(PREFIX))))
+        return workers_view(decode_live(await self._ask(lambda: self._broker.scan(PREFIX))))
 
-    async def cancel(self, *handles: JobHandle[Any] | Job) -> list[CancelAnswer]:
+    async def cancel(
+        self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
+    ) -> list[CancelAnswer]:
         """Cancel jobs: at once where they wait, by their workers where they run.
 
-        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``.
+        The jobs are named by handles, or by what they have in common: ``state`` (else all live
+        ones), ``queue``, ``task``, ``batch``, ``since``, ``until``. No live job of the filter is
+        left then that was there at the call; what is submitted meanwhile may stay.
+
+        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``. Where an
+        error is raised a part may have been done, and to do it again is safe.
+
+        Raises:
+            InvalidJob: both handles and a filter are given, or the filter can not be.
         """
-        replies = await self._edit(Cancel(_refs(handles)))
+        replies = await self._steering.change(Cancel, handles, filters, LIVE)
         return [_CANCEL[reply.status] for reply in replies]
 
-    async def retry(self, *handles: JobHandle[Any] | Job) -> list[EditStatus]:
+    async def retry(
+        self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
+    ) -> list[EditStatus]:
         """Queue failed, cancelled and skipped jobs again, with all their attempts.
 
-        Answers for each ``done``, ``conflict`` (it is in another state, or another job holds its
-        unique key) or ``not_found``.
+        The jobs are named by handles or by a filter as for :meth:`cancel`; without a ``state`` it
+        finds those that failed. Answers for each ``done``, ``conflict`` (it is in another state,
+        or another job holds its unique key) or ``not_found``.
         """
-        return [reply.status for reply in await self._edit(Redrive(_refs(handles)))]
+        for handle in handles:
+            if isinstance(handle, JobHandle):
+                handle._ended = None  # noqa: SLF001
+        return await self._changed(Redrive, handles, filters, (JobState.FAILED,))
 
-    async def purge(self, *handles: JobHandle[Any] | Job) -> list[EditStatus]:
+    async def purge(
+        self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
+    ) -> list[EditStatus]:
         """Remove final jobs for good.
 
-        Answers for each ``done``, ``conflict`` (it is not final) or ``not_found``.
+        The jobs are named by handles or by a filter as for :meth:`cancel`; without a ``state`` it
+        finds final ones. Answers for each ``done``, ``conflict`` (it is not final) or
+        ``not_found``.
         """
-        return [reply.status for reply in await self._edit(Purge(_refs(handles)))]
+        return await self._changed(Purge, handles, filters, tuple(FINAL))
+
+    async def retain(
+        self,
+        *handles: JobHandle[Any] | Job,
+        ttl: Duration | Literal["forever"] | None,
+        **filters: Unpack[Filter],
+    ) -> list[EditStatus]:
+        """Keep jobs and their results for ``ttl`` from their ends; final ones: from now.
+
+        ``"forever"`` and ``None`` keep them until they are purged. A result that is gone does not
+        come back. The jobs are named by handles or by a filter as for :meth:`cancel`; without a
+        ``state`` it finds all. Answers for each ``done`` or ``not_found``.
+        """
+        return await self._changed(partial(Retain, ttl=ttl_of(ttl)), handles, filters, ())
+
+    async def reprioritise(
+        self, *handles: JobHandle[Any] | Job, priority: int, **filters: Unpack[Filter]
+    ) -> list[EditStatus]:
+        """Give live jobs another priority; one that runs has it when it is queued again.
+
+        The jobs are named by handles or by a filter as for :meth:`cancel`. Answers for each
+        ``done``, ``finished`` or ``not_found``.
+        """
+        edit = partial(Reprioritise, priority=check_priority(priority))
+        return await self._changed(edit, handles, filters, LIVE)
+
+    def batch(self, key: str) -> Batch:
+        """Return the batch of that key, whether or not it has a job; does no I/O.
+
+        Raises:
+            InvalidJob: it is no text of 1 to 1,024 UTF-8 bytes.
+        """
+        if not isinstance(key, str):
+            raise InvalidJob(f"batch: expected text, got {key!r}")
+        return Batch(self, bounded("batch", key, 1024))
 
     def events(
         self,
@@ -372,6 +482,7 @@ class Client(Lifecycle):
             "started": self.started,
             "waiters": self._waiters.state(),
             "events": self._events.state(),
+            "batches": self._batches.state(),
             "broker": self._broker.state(),
         }
 
@@ -403,49 +514,23 @@ class Client(Lifecycle):
         )
 
     async def _send(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
-        """Submit until the deadline, always as the same submissions."""
-        until = self._running().time() + self._settings.deadline
-        pause, longest = self._settings.reconnect
-        maybe = False
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    replies = await self._broker.submit(jobs)
-                break
-            except TimeoutError as error:
-                message = (
-                    f"no answer within {self._settings.deadline:g} s; submitting again is safe"
-                )
-                raise OutcomeUnknown(message, ids=[job.id for job in jobs]) from error
-            except (Unavailable, OutcomeUnknown) as error:
-                maybe = maybe or isinstance(error, OutcomeUnknown)
-                pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter
-                if self._running().time() + pause >= until:
-                    if maybe:
-                        raise OutcomeUnknown(str(error), ids=[job.id for job in jobs]) from error
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
-        _check_stored(jobs, replies)
-        return replies
+        return await self._requests.submit(jobs)
 
     async def _ask(self, verb: Callable[[], Awaitable[R]]) -> R:
-        """Ask until the deadline; for verbs that may be repeated."""
-        until = self._running().time() + self._settings.deadline
-        pause, longest = self._settings.reconnect
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    return await verb()
-            except TimeoutError as error:
-                message = f"no answer from the storage within {self._settings.deadline:g} s"
-                raise Unavailable(message) from error
-            except (Unavailable, OutcomeUnknown):
-                pause *= random.uniform(0.5, 1)  # noqa: S311 - jitter
-                if self._running().time() + pause >= until:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
+        return await self._requests.ask(verb)
+
+    async def _find(self, query: FindQuery) -> StoredPage:
+        return await self._ask(lambda: self._broker.find(query))
+
+    async def _changed(
+        self,
+        edit: Callable[[tuple[JobRef, ...]], JobEdit],
+        handles: Sequence[JobHandle[Any] | Job],
+        filters: Filter,
+        states: Sequence[JobState],
+    ) -> list[EditStatus]:
+        replies = await self._steering.change(edit, handles, filters, states)
+        return [reply.status for reply in replies]
 
     async def _edit(self, edit: Edit) -> Sequence[EditReply]:
         return await self._ask(lambda: self._broker.edit(edit))
@@ -491,21 +576,13 @@ class Client(Lifecycle):
         timeout: Duration | None,
     ) -> R:
         record = await self._final(handle, timeout)
-        if record.state is not JobState.SUCCEEDED:
-            _raise_final(record)
-        if record.result is None:
-            raise ResultExpired(
-                f"job {record.id!r} succeeded, and its result is not kept any longer",
-                queue=record.queue,
-                id=record.id,
-            )
-        stored = open_result(record.result)
-        value = self._decode(record, stored.content_type, stored.value)
         task = task or self._deployment.tasks.get(record.task)
-        result: R = value if task is None else task.result(value)
-        return result
+        return result_of(record, task, self._deployment.serdes)
 
     async def _final(self, handle: JobHandle[Any], timeout: Duration | None) -> JobRecord:
+        seen, handle._ended = handle._ended, None  # noqa: SLF001
+        if seen is not None:
+            return own_record(handle, seen[0])
         self._running()
         limit = None if timeout is None else seconds(timeout, name="timeout")
         try:
@@ -513,84 +590,11 @@ class Client(Lifecycle):
                 record = await self._waiters.wait(handle.ref, sequence=handle.sequence)
         except TimeoutError:
             raise await self._timed_out(handle, limit or 0.0) from None
-        if record is None:
-            raise JobNotFound(
-                f"no job {handle.id!r} in queue {handle.queue!r}; it never was there, its "
-                "retention has passed, or it was purged",
-                queue=handle.queue,
-                id=handle.id,
-            )
-        if handle.sequence and record.sequence != handle.sequence:
-            error = JobCancelled if record.generation > handle.generation else JobNotFound
-            raise error(
-                f"job {handle.id!r} has ended, and another job has its id now",
-                queue=handle.queue,
-                id=handle.id,
-            )
-        return record
+        return own_record(handle, record)
 
     async def _timed_out(self, handle: JobHandle[Any], limit: float) -> WaitTimeout:
         said = await reason(self._broker, handle.ref, limit)
         return WaitTimeout(said, queue=handle.queue, id=handle.id)
-
-    def _decode(self, record: JobRecord, content_type: str, data: bytes) -> Any:
-        serde = self._deployment.serdes.get(content_type)
-        if serde is None:
-            raise Undecodable(f"no serde for {content_type!r} is installed here")
-        context = SerdeContext(task=record.task, queue=record.queue, id=record.id)
-        return serde.decode(data, context)
-
-
-def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> None:
-    """Raise for a call that was refused as a whole.
-
-    A queue that is drained is named first: beside it the answers of the others say only that
-    nothing was stored.
-    """
-    for status, why in (
-        (
-            SubmitStatus.DRAINING,
-            "is being drained and takes no jobs; `plugq queues resume {}` ends that",
-        ),
-        (SubmitStatus.FULL, "is full; nothing was stored"),
-    ):
-        for job, reply in zip(jobs, replies, strict=True):
-            if reply.status is status:
-                message = f"queue {job.queue!r} {why.format(job.queue)}"
-                raise QueueFull(message, queue=job.queue)
-
-
-def _state(name: JobState | str) -> JobState:
-    try:
-        return JobState(name)
-    except ValueError:
-        known = ", ".join(JobState)
-        raise InvalidJob(f"state: {name!r} is none; use one of {known}") from None
-
-
-def _refs(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:
-    return tuple(
-        handle.ref if isinstance(handle, JobHandle) else JobRef(handle.queue, handle.id)
-        for handle in handles
-    )
-
-
-def _raise_final(record: JobRecord) -> NoReturn:
-    queue, id, error = record.queue, record.id, record.error
-    if record.state is JobState.CANCELLED:
-        raise JobCancelled(f"job {id!r} was cancelled", queue=queue, id=id)
-    said = "" if error is None else error.message
-    if record.state is JobState.SKIPPED:
-        raise JobSkipped(f"job {id!r} was skipped: {said}", queue=queue, id=id)
-    kind = "" if error is None else f"{error.type}: "
-    raise JobFailed(
-        f"job {id!r} failed ({record.code}) in attempt {record.attempt}: {kind}{said}".rstrip(": "),
-        queue=queue,
-        id=id,
-        code=record.code,
-        attempts=[attempt_view(attempt) for attempt in record.history],
-        error=None if error is None else attempt_view(error),
-    )
 
 
 __all__ = ["CancelAnswer", "Client", "ClientSettings", "Deployment"]

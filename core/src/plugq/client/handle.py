@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from plugq.client.client import CancelAnswer, Client
     from plugq.client.views import Job
     from plugq.duration import Duration
-    from plugq.job import JobRef
+    from plugq.job import JobRecord, JobRef, Progress
+    from plugq.protocols.edits import EditStatus
     from plugq.task import Task
 
 R_co = TypeVar("R_co", covariant=True)
@@ -22,7 +23,7 @@ class JobHandle(Generic[R_co]):
     into that of a later job with the same id.
     """
 
-    __slots__ = ("_client", "_task", "generation", "outcome", "ref", "sequence")
+    __slots__ = ("_client", "_ended", "_task", "generation", "outcome", "ref", "sequence")
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class JobHandle(Generic[R_co]):
     ) -> None:
         self._client = client
         self._task = task
+        #: How the job ended, where that was seen and the next question may be answered by it.
+        self._ended: tuple[JobRecord | None] | None = None
         self.ref: JobRef = ref
         self.outcome = outcome
         self.sequence: int = sequence
@@ -82,6 +85,21 @@ class JobHandle(Generic[R_co]):
             JobNotFound: it is not stored, or not any longer.
         """
         return await self._client.get(self.id, queue=self.queue)
+
+    async def progress(self) -> Progress | None:
+        """Return how far the job says that it is; ``None`` where it has said nothing.
+
+        Raises:
+            JobNotFound: it is not stored, or not any longer.
+        """
+        return (await self.status()).progress
+
+    async def retain(self, ttl: Duration | Literal["forever"] | None) -> EditStatus:
+        """Keep the job and its result for ``ttl`` from its end; a final one: from now.
+
+        ``"forever"`` and ``None`` keep it until it is purged. Answers ``done`` or ``not_found``.
+        """
+        return (await self._client.retain(self, ttl=ttl))[0]
 
     async def cancel(self) -> CancelAnswer:
         """Cancel the job: at once where it waits, by its worker where it runs."""

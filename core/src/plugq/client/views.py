@@ -14,8 +14,12 @@ from plugq.schedule.stored import moment_of
 
 if TYPE_CHECKING:
     from plugq.job import JobRecord
+    from plugq.protocols.storage import QueueStats
     from plugq.protocols.storage import Stats as StoredStats
     from plugq.schedule import Rule, Stored
+
+#: Totals that count attempts which their workers ended.
+_MEASURED = ("succeeded", "failed", "skipped", "retried")
 
 
 class AttemptError(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,22 +83,34 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One queue: its jobs by state, its cumulative totals, and how long its oldest job waits."""
+    """One queue: its jobs by state, its cumulative totals, and how long its oldest job waits.
+
+    ``run_time`` and ``rate`` are those of its tasks together, see :class:`TaskInfo`.
+    """
 
     name: str
     paused: bool
+    draining: bool
     counts: dict[str, int]
     totals: dict[str, int]
     oldest: timedelta | None
+    run_time: timedelta | None
+    rate: float
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One task in one queue: its jobs by state and its cumulative totals."""
+    """One task in one queue: its jobs by state and its cumulative totals.
+
+    ``run_time`` is how long an attempt takes on average, of those that their workers ended;
+    ``rate`` is how many jobs end in a second, as of the last minute or so.
+    """
 
     queue: str
     task: str
     counts: dict[str, int]
     totals: dict[str, int]
+    run_time: timedelta | None
+    rate: float
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,20 +194,51 @@ def attempt_view(record: AttemptRecord) -> AttemptError:
 def stats_view(stats: StoredStats) -> Stats:
     """Return the numbers of a store as users see them."""
     tasks = tuple(
-        TaskInfo(queue=row.queue, task=row.task, counts=row.counts, totals=row.totals)
+        TaskInfo(
+            queue=row.queue,
+            task=row.task,
+            counts=row.counts,
+            totals=row.totals,
+            run_time=_span(row.run_time),
+            rate=row.rate,
+        )
         for row in stats.tasks
     )
-    queues = tuple(
-        QueueInfo(
-            name=queue.queue,
-            paused=queue.paused,
-            counts=_sum([row.counts for row in tasks if row.queue == queue.queue]),
-            totals=_sum([row.totals for row in tasks if row.queue == queue.queue]),
-            oldest=None if queue.oldest is None else timedelta(seconds=queue.oldest),
-        )
-        for queue in stats.queues
-    )
+    by_queue: dict[str, list[TaskInfo]] = {}
+    for task in tasks:
+        by_queue.setdefault(task.queue, []).append(task)
+    queues = tuple(_queue_view(queue, by_queue.get(queue.queue, [])) for queue in stats.queues)
     return Stats(at=moment(stats.now), queues=queues, tasks=tasks)
+
+
+def _queue_view(queue: QueueStats, tasks: list[TaskInfo]) -> QueueInfo:
+    return QueueInfo(
+        name=queue.queue,
+        paused=queue.paused,
+        draining=queue.draining,
+        counts=_sum([task.counts for task in tasks]),
+        totals=_sum([task.totals for task in tasks]),
+        oldest=_span(queue.oldest),
+        run_time=_mean_run_time(tasks),
+        rate=sum(task.rate for task in tasks),
+    )
+
+
+def _mean_run_time(tasks: list[TaskInfo]) -> timedelta | None:
+    """Return the mean over the attempts of all tasks, weighted with how many each had."""
+    seconds, attempts = 0.0, 0
+    for task in tasks:
+        if task.run_time is not None:
+            # Ended jobs and retries stand for the attempts that were measured; a task with a mean
+            # had one at least.
+            number = sum(task.totals.get(name, 0) for name in _MEASURED) or 1
+            seconds += task.run_time.total_seconds() * number
+            attempts += number
+    return timedelta(seconds=seconds / attempts) if attempts else None
+
+
+def _span(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def _moment(stamp: float | None) -> datetime | None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plugq.errors import Unavailable
@@ -13,7 +15,7 @@ from plugq.lifecycle import Supervisor
 from plugq.protocols.storage import Finished, Resync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from plugq.clock import Clock
     from plugq.job import JobRecord, JobRef
@@ -28,6 +30,53 @@ FIRST_PAUSE = 0.05
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+class Endings:
+    """Jobs that are waited for together: gives out each as it ends, for one caller at a time."""
+
+    __slots__ = ("_ended", "_error", "_more")
+
+    def __init__(self) -> None:
+        self._ended: deque[tuple[Wait, JobRecord | None]] = deque()
+        self._error: Exception | None = None
+        self._more: asyncio.Future[None] | None = None
+
+    def take(self) -> tuple[Wait, JobRecord | None] | None:
+        """Return the next one if one is at hand: the wait, and its job if there still is one."""
+        return self._ended.popleft() if self._ended else None
+
+    async def next(self) -> tuple[Wait, JobRecord | None]:
+        """Return the next one as soon as there is one."""
+        while (ended := self.take()) is None:
+            if self._error is not None:
+                raise self._error
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        return ended
+
+    def add(self, wait: Wait, job: JobRecord | None) -> None:
+        """Take in one that has ended."""
+        self._ended.append((wait, job))
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Raise the error from :meth:`next` once all that has ended is given out."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Wait:
+    """A wait for one job, with the sequence that it was submitted under, or 0 if not known."""
+
+    ref: JobRef
+    sequence: int
+    endings: Endings
+
+
 class Waiters:
     """Everybody in one client who waits for a job to become final.
 
@@ -39,8 +88,7 @@ class Waiters:
         self._broker = broker
         self._clock = clock
         self._poll = poll
-        #: By job the waits for it, each with the sequence that it was submitted under, if known.
-        self._waiting: dict[JobRef, list[tuple[asyncio.Future[JobRecord | None], int]]] = {}
+        self._waiting: dict[JobRef, list[Wait]] = {}
         self._due: dict[JobRef, None] = {}
         self._kick = asyncio.Event()
         self._supervisor = Supervisor(clock)
@@ -48,6 +96,8 @@ class Waiters:
 
     def start(self) -> None:
         """Listen for notices."""
+        # Of this start's loop, which may be another than that of the one before.
+        self._kick = asyncio.Event()
         self._unsubscribe = self._broker.subscribe(self._noticed)
 
     async def stop(self) -> None:
@@ -56,9 +106,8 @@ class Waiters:
             self._unsubscribe()
         await self._supervisor.stop()
         for waits in self._waiting.values():
-            for future, _ in waits:
-                if not future.done():
-                    future.set_exception(Unavailable("the client was stopped during the wait"))
+            for wait in waits:
+                wait.endings.fail(Unavailable("the client was stopped during the wait"))
         self._waiting.clear()
 
     async def wait(self, ref: JobRef, *, sequence: int = 0) -> JobRecord | None:
@@ -67,21 +116,29 @@ class Waiters:
         With a ``sequence`` another job that has the id now is returned in whatever state it is:
         the one that was waited for has ended.
         """
-        future: asyncio.Future[JobRecord | None] = asyncio.get_running_loop().create_future()
-        wait = (future, sequence)
-        self._waiting.setdefault(ref, []).append(wait)
-        self._look([ref])
-        self._supervisor.run("look", self._look_loop)
-        self._supervisor.run("poll", self._poll_loop)
+        with self.together([(ref, sequence)]) as endings:
+            return (await endings.next())[1]
+
+    @contextlib.contextmanager
+    def together(self, jobs: Iterable[tuple[JobRef, int]]) -> Iterator[Endings]:
+        """Wait for jobs, each given with its sequence or 0, until the block is left.
+
+        They are given out in the order in which their ends are seen, those that are seen in one
+        look in the order in which they ended.
+        """
+        endings = Endings()
+        waits = [Wait(ref, sequence, endings) for ref, sequence in jobs]
+        for wait in waits:
+            self._waiting.setdefault(wait.ref, []).append(wait)
+        if waits:
+            self._look([wait.ref for wait in waits])
+            self._supervisor.run("look", self._look_loop)
+            self._supervisor.run("poll", self._poll_loop)
         try:
-            return await future
+            yield endings
         finally:
-            waits = self._waiting.get(ref)
-            if waits is not None:
-                with contextlib.suppress(ValueError):
-                    waits.remove(wait)
-                if not waits:
-                    del self._waiting[ref]
+            for wait in waits:
+                self._leave(wait)
 
     def state(self) -> dict[str, Any]:
         """Return how many jobs are waited for."""
@@ -104,10 +161,15 @@ class Waiters:
             await self._kick.wait()
             self._kick.clear()
             while self._due:
-                # Taken out first: a notice that comes during the call asks for another look.
+                # Taken out first: a notice that comes during the call asks for another look, and
+                # who comes during it may wait for a job that was not there at its beginning.
                 refs = list(itertools.islice(self._due, CHUNK))
                 for ref in refs:
                     del self._due[ref]
+                refs = [ref for ref in refs if ref in self._waiting]
+                waits = [tuple(self._waiting[ref]) for ref in refs]
+                if not refs:
+                    continue
                 try:
                     jobs = await self._broker.get(refs, waiting=True)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the waiters stay
@@ -117,8 +179,8 @@ class Waiters:
                     pause = min(pause * 2, self._poll)
                     continue
                 pause = FIRST_PAUSE
-                for ref, job in zip(refs, jobs, strict=True):
-                    self._resolve(ref, job)
+                for job, waiting in sorted(zip(jobs, waits, strict=True), key=_end):
+                    self._resolve(waiting, job)
 
     async def _poll_loop(self) -> None:
         waited = 0.0
@@ -130,12 +192,27 @@ class Waiters:
                 waited = 0.0
                 self._look(list(self._waiting))
 
-    def _resolve(self, ref: JobRef, job: JobRecord | None) -> None:
+    def _resolve(self, waits: Sequence[Wait], job: JobRecord | None) -> None:
         ended = job is None or job.state.final
-        for future, sequence in self._waiting.get(ref, ()):
-            gone = job is not None and sequence not in {0, job.sequence}
-            if (ended or gone) and not future.done():
-                future.set_result(job)
+        for wait in waits:
+            gone = job is not None and wait.sequence not in {0, job.sequence}
+            if (ended or gone) and self._leave(wait):
+                wait.endings.add(wait, job)
+
+    def _leave(self, wait: Wait) -> bool:
+        """Wait no more, and return whether that was going on."""
+        waits = self._waiting.get(wait.ref, [])
+        if wait not in waits:
+            return False
+        waits.remove(wait)
+        if not waits:
+            del self._waiting[wait.ref]
+        return True
 
 
-__all__ = ["Waiters"]
+def _end(seen: tuple[JobRecord | None, object]) -> float:
+    job = seen[0]
+    return 0.0 if job is None else job.finished_at or 0.0
+
+
+__all__ = ["Endings", "Wait", "Waiters"]
