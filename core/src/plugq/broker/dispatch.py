@@ -7,6 +7,9 @@ A claim that finds nothing waits here until there is a wake-up, until the next j
 falls due, or until the slow poll that makes up for a lost wake-up. The storage has registered
 the broker as idle in the same step in which it answered short, so a claim that follows such an
 answer, with no wake-up in between, waits without asking.
+
+An answer that left out jobs for want of budgets is followed by another claim at once, which brings
+them. Where other brokers spend them first time after time, it pauses.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from plugq.protocols.storage import ClaimRequest
 
 
+#: How often in a row a claim asks for want of budgets, and for how many seconds it then waits.
+ROUNDS, PAUSE = 4, 0.05
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A worker asks, and is content to wait until ``until``."""
@@ -34,10 +41,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The storage answered the probe of that claim."""
+    """The storage answered the probe of that claim; with ``more``, budgets may get it more."""
 
     key: int
     reply: ClaimReply
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,13 @@ class Woken:
 
 
 @dataclass(frozen=True, slots=True)
+class Refilled:
+    """Something that this broker has parked in those queues may run again."""
+
+    queues: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Due:
     """This broker itself has stored a job that falls due in so many seconds."""
 
@@ -84,7 +99,7 @@ class Tick:
     """The time of the last ``Timer`` has come."""
 
 
-Event = Asked | Answered | Refused | Gone | Short | Woken | Due | Tick
+Event = Asked | Answered | Refused | Gone | Short | Woken | Refilled | Due | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +126,20 @@ class GiveBack:
 
 
 @dataclass(frozen=True, slots=True)
+class LetIn:
+    """Have the storage let in what may run again in these queues: nobody here claims it now."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Timer:
     """Report a ``Tick`` at that moment; replaces the timer before. ``None``: none is needed."""
 
     at: float | None
 
 
-Action = Probe | Reply | GiveBack | Timer
+Action = Probe | Reply | GiveBack | LetIn | Timer
 
 
 @dataclass(slots=True)
@@ -128,6 +150,8 @@ class _Claim:
     gone: bool = False
     #: A wake-up came while the storage was being asked; the answer may be from before it.
     again: bool = False
+    #: How often in a row it has asked for want of budgets.
+    rounds: int = 0
     next_at: float = inf
     #: When the first job falls due that was stored here while the storage was being asked.
     due: float = inf
@@ -167,6 +191,8 @@ class Dispatch:
                 self._short(event, now)
             case Woken():
                 self._woken(actions)
+            case Refilled(queues):
+                self._refilled(queues, actions)
             case Due(delay):
                 self._due(now + delay)
             case Tick():
@@ -211,12 +237,17 @@ class Dispatch:
         due = inf if event.reply.next_in is None else now + event.reply.next_in
         due = min(due, claim.due)
         short = len(event.reply.leases) < claim.request.limit and not claim.again
-        if short:
+        claim.rounds = claim.rounds + 1 if event.more else 0
+        if short and not event.more:
             self._came_short(claim.request.queues, due, now)
-        if event.reply.leases or (claim.until <= now and not claim.again):
+        asks = claim.again or 0 < claim.rounds < ROUNDS
+        if event.reply.leases or (claim.until <= now and not asks):
             del self._claims[event.key]
             actions.append(Reply(event.key, event.reply))
-        elif not short:
+        elif event.more and not asks:
+            claim.rounds = 0
+            claim.next_at = min(due, now + PAUSE)
+        elif asks or not short:
             claim.next_at = -inf
         self._probe_next(actions)
 
@@ -249,6 +280,23 @@ class Dispatch:
             else:
                 claim.next_at = -inf
         self._probe_next(actions)
+
+    def _refilled(self, names: frozenset[str], actions: list[Action]) -> None:
+        self._changes += 1
+        for queues in [queues for queues in self._idle if not names.isdisjoint(queues)]:
+            del self._idle[queues]
+        served: set[str] = set()
+        for claim in self._claims.values():
+            if claim.gone or names.isdisjoint(claim.request.queues):
+                continue
+            served.update(claim.request.queues)
+            if claim.probing:
+                claim.again = True
+            else:
+                claim.next_at = -inf
+        self._probe_next(actions)
+        if left := tuple(sorted(names - served)):
+            actions.append(LetIn(left))
 
     def _due(self, at: float) -> None:
         self._changes += 1
@@ -302,7 +350,9 @@ __all__ = [
     "Event",
     "GiveBack",
     "Gone",
+    "LetIn",
     "Probe",
+    "Refilled",
     "Refused",
     "Reply",
     "Short",

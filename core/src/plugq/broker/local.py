@@ -10,6 +10,7 @@ import random
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from plugq.broker.budgets import Budgets
 from plugq.broker.coalesce import Coalescer
 from plugq.broker.dispatch import (
     Action,
@@ -20,7 +21,9 @@ from plugq.broker.dispatch import (
     Event,
     GiveBack,
     Gone,
+    LetIn,
     Probe,
+    Refilled,
     Refused,
     Reply,
     Short,
@@ -31,23 +34,24 @@ from plugq.broker.dispatch import (
 from plugq.broker.reports import Reports
 from plugq.broker.scheduler import Scheduler
 from plugq.broker.sweeper import Sweeper
-from plugq.errors import PlugqError, Unavailable
+from plugq.errors import ConfigError, PlugqError, Unavailable
 from plugq.job import JobState, Outcome
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
 from plugq.protocols.edits import Configure
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import ClaimReply, Resync, Settlement, Wake
+from plugq.protocols.storage import ClaimReply, ClaimRequest, Resync, Settlement, Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from plugq.broker.budgets import MakeLimiter
     from plugq.broker.reports import Observer
     from plugq.broker.scheduler import Schedule
     from plugq.clock import Clock
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply, QueueSettings
+    from plugq.protocols.limiter import Limiter
     from plugq.protocols.storage import (
-        ClaimRequest,
         FindQuery,
         Holder,
         LeaseRef,
@@ -73,12 +77,18 @@ SLOW_POLL = 10.0
 POLL = 1.0
 
 
+def _no_limiters(_: bytes) -> Limiter:
+    message = "no limiters are known to this process"
+    raise ConfigError(message)
+
+
 class LocalBroker(Lifecycle):
     """Dispatch, coalescing and housekeeping over one storage, for one event loop.
 
     ``maintain`` stands for the office of the sweeper, as workers and brokers do and plain clients
     do not. ``patience`` is how long a new sweeper leaves lapsed leases alone. ``settings`` are
-    stored at the start; where processes differ the last one started wins.
+    stored at the start; where processes differ the last one started wins. ``limiters`` makes the
+    limiter of a stored specification.
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class LocalBroker(Lifecycle):
         patience: float = 12.0,
         deadline_grace: float = 30.0,
         settings: Sequence[QueueSettings] = (),
+        limiters: MakeLimiter = _no_limiters,
         schedules: Sequence[Schedule] = (),
         observer: Observer | None = None,
     ) -> None:
@@ -127,10 +138,13 @@ class LocalBroker(Lifecycle):
         )
         self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
         self._dispatch = Dispatch(self._next_poll)
+        self._budgets = Budgets(limiters)
+        self._retry_at: float | None = None
         self._keys = itertools.count()
         self._replies: dict[int, asyncio.Future[ClaimReply]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alarm = Alarm(clock, lambda: self._handle(Tick()))
+        self._retry_alarm = Alarm(clock, self._retry)
         self._listeners: list[Callable[[Sequence[Notice]], None]] = []
         self._submits: Coalescer[NewJob, SubmitReply] = Coalescer(
             storage.submit,
@@ -146,7 +160,7 @@ class LocalBroker(Lifecycle):
     async def _start(self) -> None:
         await self._storage.start()
         if self._settings:
-            await self._storage.edit(Configure(self._settings))
+            await self._configure()
         watching = asyncio.Event()
         self._supervisor.run("watch", lambda: self._watch(watching))
         # A job that ends before the peer is known would be told to nobody.
@@ -169,6 +183,7 @@ class LocalBroker(Lifecycle):
             await gets.stop()
         await self._supervisor.stop()
         await self._alarm.stop()
+        await self._retry_alarm.stop()
         while self._tasks:
             # Probes whose callers have gone still have leases to give back.
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -216,6 +231,9 @@ class LocalBroker(Lifecycle):
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts and claim, in one step, what is ready now."""
         changes = self._dispatch.changes
+        sent = self._clock.monotonic()
+        if claim is not None:
+            claim = self._budgets.prepare(claim, sent)
         replies, claimed = await self._storage.settle(settlements, claim)
         self._reports.settled(settlements, replies)
         delays = [
@@ -224,7 +242,8 @@ class LocalBroker(Lifecycle):
             if reply.state is JobState.DELAYED
         ]
         if claim is not None and claimed is not None:
-            if len(claimed.leases) < claim.limit:
+            more = self._learn(claim, claimed, sent)
+            if len(claimed.leases) < claim.limit and not more:
                 self._handle(Short(claim.queues, claimed.next_in, changes))
             self._reports.started(claimed.leases, claim.worker)
         if delays:
@@ -299,10 +318,23 @@ class LocalBroker(Lifecycle):
         return {
             "peer": self._peer,
             "waiting_claims": self._dispatch.waiting,
+            "limits": self._budgets.state(),
             "loops": self._supervisor.state(),
             "sweeper": None if self._sweeper is None else self._sweeper.state(),
             "schedules": {} if self._scheduler is None else self._scheduler.state(),
         }
+
+    async def _configure(self) -> None:
+        """Store the settings; where others were stored before, say so."""
+        stored = {queue.queue: queue.settings for queue in (await self._storage.stats()).queues}
+        for settings in self._settings:
+            if stored.get(settings.queue) not in {None, settings}:
+                logger.warning(
+                    "queue %r had other limits, those of this process count from now on: "
+                    "give all processes the same",
+                    settings.queue,
+                )
+        await self._storage.edit(Configure(self._settings))
 
     async def _watch(self, watching: asyncio.Event) -> None:
         async with contextlib.aclosing(self._storage.watch(self._peer)) as notices:
@@ -336,6 +368,8 @@ class LocalBroker(Lifecycle):
                 case GiveBack(reply):
                     if reply.leases:
                         self._spawn(self._give_back(reply))
+                case LetIn(queues):
+                    self._spawn(self._let_in(queues))
                 case Timer(at):
                     self._alarm.set(at)
 
@@ -345,6 +379,8 @@ class LocalBroker(Lifecycle):
         task.add_done_callback(self._tasks.discard)
 
     async def _probe(self, key: int, request: ClaimRequest) -> None:
+        sent = self._clock.monotonic()
+        request = self._budgets.prepare(request, sent)
         try:
             reply = await self._storage.claim(request)
         except PlugqError as error:
@@ -353,13 +389,39 @@ class LocalBroker(Lifecycle):
             logger.exception("the storage failed to answer a claim")
             self._fail(key, Unavailable(f"the storage failed: {type(error).__name__}: {error}"))
         else:
-            self._handle(Answered(key, reply))
+            self._handle(Answered(key, reply, self._learn(request, reply, sent)))
 
     def _fail(self, key: int, error: PlugqError) -> None:
         future = self._replies.get(key)
         if future is not None and not future.done():
             future.set_exception(error)
         self._handle(Refused(key))
+
+    def _learn(self, request: ClaimRequest, reply: ClaimReply, sent: float) -> bool:
+        more = self._budgets.learn(request, reply, sent, self._clock.monotonic())
+        self._set_retry()
+        return more
+
+    def _set_retry(self) -> None:
+        at = self._budgets.retry
+        if at != self._retry_at:
+            self._retry_at = at
+            self._retry_alarm.set(at)
+
+    def _retry(self) -> None:
+        self._retry_at = None
+        queues = self._budgets.due(self._clock.monotonic())
+        if queues:
+            self._handle(Refilled(queues))
+        self._set_retry()
+
+    async def _let_in(self, queues: tuple[str, ...]) -> None:
+        """Let in what this broker has parked, for others; when that fails a sweep does it."""
+        request = ClaimRequest(worker=self._peer, number=0, queues=queues, limit=0)
+        try:
+            await self._storage.claim(request)
+        except PlugqError as error:
+            logger.warning("queues %s could not be looked at: %s", ", ".join(queues), error)
 
     async def _give_back(self, reply: ClaimReply) -> None:
         """Release leases that nobody waits for; when that fails they lapse."""
