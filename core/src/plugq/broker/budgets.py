@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from plugq.protocols.budgets import LimitState, Want
     from plugq.protocols.limiter import Limiter
-    from plugq.protocols.storage import ClaimReply, ClaimRequest
+    from plugq.protocols.storage import ClaimReply, ClaimRequest, Settlement
 
     #: Makes the limiter that a stored specification describes; raises where it can not.
     MakeLimiter = Callable[[bytes], Limiter]
@@ -129,6 +129,15 @@ class Budgets:
         names = frozenset(self._due)
         self._due.clear()
         return names
+
+    def frees(self, settlements: Sequence[Settlement]) -> frozenset[str]:
+        """Return the limited queues in which these ends may let another job start."""
+        names = set()
+        for settlement in settlements if self._queues else ():
+            queue = self._queues.get(settlement.queue)
+            if queue is not None and queue.parked_until(settlement.lane) is None:
+                names.add(settlement.queue)
+        return frozenset(names)
 
     @property
     def retry(self) -> float | None:

@@ -56,6 +56,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """The claim that was lent got no answer; it may have been granted jobs all the same."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """The caller of that claim does not wait any longer."""
 
@@ -99,7 +106,7 @@ class Tick:
     """The time of the last ``Timer`` has come."""
 
 
-Event = Asked | Answered | Refused | Gone | Short | Woken | Refilled | Due | Tick
+Event = Asked | Answered | Refused | Returned | Gone | Short | Woken | Refilled | Due | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,8 @@ class Dispatch:
                 if claim is not None and not claim.gone:
                     actions.append(Reply(key, None))
                 self._probe_next(actions)
+            case Returned(key):
+                self._returned(key, actions)
             case Gone(key):
                 self._gone(key)
             case Short():
@@ -199,6 +208,18 @@ class Dispatch:
                 self._tick(now, actions)
         self._set_timer(actions)
         return actions
+
+    def lend(self, queues: frozenset[str]) -> Probe | None:
+        """Return a waiting claim of one of these queues, to be sent along with something else.
+
+        ``Answered`` or ``Returned`` has to follow, as for one that was asked for.
+        """
+        for key, claim in self._claims.items():
+            if not claim.probing and not queues.isdisjoint(claim.request.queues):
+                lent: list[Action] = []
+                self._probe(key, claim, lent)
+                return Probe(key, claim.request)
+        return None
 
     @property
     def waiting(self) -> int:
@@ -257,6 +278,13 @@ class Dispatch:
         for claim in self._claims.values():
             if claim.request.queues == queues and not claim.probing:
                 claim.next_at = min(due, now + self._poll())
+
+    def _returned(self, key: int, actions: list[Action]) -> None:
+        claim = self._claims.get(key)
+        if claim is not None:
+            claim.probing = False
+            # Under the same number: what was granted comes with the answer, wanted or not.
+            self._probe(key, claim, actions)
 
     def _gone(self, key: int) -> None:
         claim = self._claims.get(key)
@@ -355,6 +383,7 @@ __all__ = [
     "Refilled",
     "Refused",
     "Reply",
+    "Returned",
     "Short",
     "Tick",
     "Timer",

@@ -26,6 +26,7 @@ from plugq.broker.dispatch import (
     Refilled,
     Refused,
     Reply,
+    Returned,
     Short,
     Tick,
     Timer,
@@ -231,21 +232,34 @@ class LocalBroker(Lifecycle):
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts and claim, in one step, what is ready now."""
         changes = self._dispatch.changes
+        lent = None
+        if claim is None and (frees := self._budgets.frees(settlements)):
+            # What these jobs leave free would wake another broker, which knows no state.
+            lent = self._dispatch.lend(frees)
         sent = self._clock.monotonic()
-        if claim is not None:
-            claim = self._budgets.prepare(claim, sent)
-        replies, claimed = await self._storage.settle(settlements, claim)
+        asked = claim if lent is None else lent.request
+        asked = None if asked is None else self._budgets.prepare(asked, sent)
+        try:
+            replies, claimed = await self._storage.settle(settlements, asked)
+        except BaseException:
+            if lent is not None:
+                self._handle(Returned(lent.key))
+            raise
         self._reports.settled(settlements, replies)
         delays = [
             settlement.delay
             for settlement, reply in zip(settlements, replies, strict=True)
             if reply.state is JobState.DELAYED
         ]
-        if claim is not None and claimed is not None:
-            more = self._learn(claim, claimed, sent)
-            if len(claimed.leases) < claim.limit and not more:
-                self._handle(Short(claim.queues, claimed.next_in, changes))
-            self._reports.started(claimed.leases, claim.worker)
+        if asked is not None and claimed is not None:
+            more = self._learn(asked, claimed, sent)
+            if lent is not None:
+                self._handle(Answered(lent.key, claimed, more))
+                claimed = None
+            else:
+                if len(claimed.leases) < asked.limit and not more:
+                    self._handle(Short(asked.queues, claimed.next_in, changes))
+                self._reports.started(claimed.leases, asked.worker)
         if delays:
             self._handle(Due(min(delays)))
         return replies, claimed
