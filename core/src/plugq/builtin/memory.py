@@ -70,8 +70,8 @@ class MemoryStorage:
         self._lock = threading.Lock()
         self._latest = 0.0
         self._signals = SignalBoard()
-        self._jobs = JobTable(self._signals)
         self._registers = RegisterFile()
+        self._jobs = JobTable(self._signals, self._registers.next_version)
 
     async def start(self) -> None:
         """Serve one more user."""

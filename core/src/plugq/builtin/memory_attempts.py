@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from plugq.allowance import examined
+from plugq.builtin.memory_budgets import Budgeting
 from plugq.builtin.memory_claims import Claim
 from plugq.builtin.memory_records import lease_of, own_progress
 from plugq.job import FINAL, GIVES_ATTEMPT_BACK, JobState, Outcome, state_after_settlement
@@ -39,30 +41,42 @@ def claim(table: JobTable, request: ClaimRequest, now: float) -> ClaimReply:
     claims = table.claims
     worker = claims.worker(request.worker)
     repeated = worker.claims.get(request.number)
-    if repeated is not None:
+    if repeated is not None and request.limit > 0:
         leases = tuple([lease_of(record, now) for record in repeated.standing()])
-        return ClaimReply(leases=leases, next_in=_next_due(table, request, now))
+        return ClaimReply(leases=leases, next_in=_next_due(table, request, now), now=now)
     claims.forget(now)
     granted: list[Lease] = []
     until = now + request.lease
     made = Claim(worker, request.number, request.peer, until)
-    for name in request.queues:
+    budgeting = Budgeting(table.budgets, request, now)
+    for name in dict.fromkeys(request.queues):
         queue = table.queues.get(name)
         if queue is not None and not queue.paused:
-            granted += _grant(table, queue, made, request.limit - len(granted), now)
-            if len(granted) >= request.limit:
-                break
+            left = request.limit - len(granted)
+            if queue.limited is not None:
+                queue.let_in(now, examined(left))
+            if left > 0:
+                granted += _grant(table, queue, made, left, budgeting)
     if granted:
         # A claim that was granted nothing is not kept: a long poll asks again under its number.
         claims.enter(made, forget_at=until + request.lease)
     if len(granted) < request.limit and request.peer:
         table.signals.idle(request.peer, [table.queue(name) for name in request.queues])
-    return ClaimReply(leases=tuple(granted), next_in=_next_due(table, request, now))
+    return ClaimReply(
+        leases=tuple(granted),
+        next_in=_next_due(table, request, now),
+        wants=tuple(budgeting.wants),
+        spent=tuple(budgeting.spent),
+        now=now,
+    )
 
 
-def _grant(table: JobTable, queue: Queue, made: Claim, most: int, now: float) -> list[Lease]:
+def _grant(
+    table: JobTable, queue: Queue, made: Claim, most: int, budgeting: Budgeting
+) -> list[Lease]:
+    now = budgeting.now
     table.promote(queue, now, 2 * most + 100)
-    taken = queue.take(most, now)
+    taken = queue.take(most, now) if queue.limited is None else budgeting.pick(queue, most)
     if not taken:
         return []
     # The clock keeps tokens rising where a store is begun anew in a namespace used before.

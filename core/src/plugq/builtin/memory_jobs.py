@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from plugq.builtin.memory_budgets import BudgetBook
 from plugq.builtin.memory_claims import ClaimBook
 from plugq.builtin.memory_queue import Queue
 from plugq.builtin.memory_records import Agenda
@@ -18,6 +19,8 @@ from plugq.job import LINGER, JobRef, JobState
 from plugq.protocols.storage import UniqueMode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from plugq.builtin.memory_records import Record
     from plugq.builtin.memory_signals import SignalBoard
 
@@ -40,8 +43,9 @@ class JobTable:
     ones by when their value or they themselves go.
     """
 
-    def __init__(self, signals: SignalBoard) -> None:
+    def __init__(self, signals: SignalBoard, next_version: Callable[[], int]) -> None:
         self.signals = signals
+        self.budgets: BudgetBook = BudgetBook(next_version)
         self.queues: dict[str, Queue] = {}
         self.by_sequence: list[Record] = []
         self.claims: ClaimBook = ClaimBook()

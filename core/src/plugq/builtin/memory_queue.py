@@ -1,20 +1,23 @@
 """One queue of the memory storage: who is ready, in which order, and which lanes hold back.
 
 The ready order holds the jobs without a lane and the head of each lane that may run one more.
-The other jobs of a lane wait in the lane, so a million jobs of one busy lane cost a claim
-nothing.
+The other jobs of a lane wait in the lane, so a million jobs of one busy or parked lane cost a
+claim nothing.
 """
 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import TYPE_CHECKING
 
+from plugq.allowance import Limited
 from plugq.builtin.memory_records import Agenda, Tally
 from plugq.job import JobState
 from plugq.protocols.storage import UniqueMode
 
 if TYPE_CHECKING:
+    from plugq.allowance import Allowance
     from plugq.builtin.memory_records import Record
     from plugq.protocols.edits import QueueSettings
 
@@ -27,15 +30,19 @@ _Entry = tuple[int, float, int, int, "Record"]
 
 
 class Lane:
-    """The queued jobs of one lane, in order; ``head`` is the one in the ready order."""
+    """The queued jobs of one lane, in order; ``head`` is the one in the ready order.
 
-    __slots__ = ("entries", "head", "limit", "running")
+    While it is parked it has none.
+    """
+
+    __slots__ = ("entries", "head", "limit", "parked_until", "running")
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
         self.limit: int = _SMALLEST_HEAP
         self.head: Record | None = None
         self.running: int = 0
+        self.parked_until: float | None = None
 
     def add(self, record: Record) -> None:
         """Enter a record that has just become queued."""
@@ -64,21 +71,26 @@ class Queue:
     """The jobs of one queue and everything that decides which of them may be claimed.
 
     ``ready`` counts the entries of the ready order, ``fresh`` what became claimable since idle
-    peers were last thought of.
+    peers were last thought of. ``limited`` is ``None`` where no limiter bounds the starts, and
+    ``revision`` changes with the limits.
     """
 
     __slots__ = (
         "_entries",
         "_limit",
+        "_parked",
         "_tickets",
         "delayed",
         "fresh",
         "jobs",
         "keys",
         "lanes",
+        "limited",
         "name",
+        "parked_until",
         "paused",
         "ready",
+        "revision",
         "running",
         "settings",
         "tallies",
@@ -100,6 +112,10 @@ class Queue:
         self.waiting: int = 0
         self.ready: int = 0
         self.fresh: int = 0
+        self.limited: Limited | None = None
+        self.revision: int = 0
+        self.parked_until: float | None = None
+        self._parked: list[tuple[float, str]] = []
         self._entries: list[_Entry] = []
         self._limit = _SMALLEST_HEAP
         self._tickets = 0
@@ -118,11 +134,12 @@ class Queue:
 
     @property
     def room(self) -> int:
-        """How many of the ready jobs the pause and ``max_running`` let start."""
-        return self._slots(self.ready)
+        """How many of the ready jobs the pause, a park and ``max_running`` let start."""
+        return self.slots(self.ready)
 
-    def _slots(self, most: int) -> int:
-        if self.paused:
+    def slots(self, most: int) -> int:
+        """Return how many of so many jobs may start now."""
+        if self.paused or self.parked_until is not None:
             return 0
         limit = self.settings.max_running if self.settings is not None else None
         return most if limit is None else max(0, min(most, limit - self.running))
@@ -152,7 +169,7 @@ class Queue:
         Jobs past their deadline are left to the sweep.
         """
         taken: list[Record] = []
-        most = self._slots(most)
+        most = self.slots(most)
         entries = self._entries
         while entries and len(taken) < most:
             _, _, _, ticket, record = heappop(entries)
@@ -172,6 +189,65 @@ class Queue:
                 lane.running += runs
                 self._elect(record.job.lane, lane)
         return taken
+
+    def pick(self, allowance: Allowance, now: float) -> list[Record]:
+        """Take out what the allowance lets start; the caller makes every one of them run.
+
+        What else stands in the order up to there is taken out as well, for its lane to show what
+        comes next, and put back in the end.
+        """
+        fresh = self.fresh
+        taken: list[Record] = []
+        passed: list[Record] = []
+        while not allowance.done and (record := self.oldest()) is not None:
+            heappop(self._entries)
+            record.place = 0
+            self.ready -= 1
+            counts = record.deadline_at is None or record.deadline_at > now
+            if counts:
+                (taken if allowance.take(record.job.lane) else passed).append(record)
+            if record.job.lane is not None:
+                lane = self.lanes[record.job.lane]
+                heappop(lane.entries)
+                lane.head = None
+                lane.running += counts
+                self._elect(record.job.lane, lane)
+        for record in passed:
+            if record.job.lane is None:
+                self._rank(record)
+            else:
+                lane = self.lanes[record.job.lane]
+                lane.running -= 1
+                lane.add(record)
+                self._elect(record.job.lane, lane)
+        self.running += len(taken)
+        self.fresh = max(0, fresh - len(taken))
+        return taken
+
+    def park(self, until: float) -> None:
+        """Grant nothing more until that time has come and the queue has been let in."""
+        self.parked_until = until
+
+    def park_lane(self, name: str, until: float) -> None:
+        """Take a lane out of the ready order until that time has come and it has been let in."""
+        lane = self.lanes[name]
+        lane.parked_until = until
+        heappush(self._parked, (until, name))
+        self._elect(name, lane)
+
+    def let_in(self, now: float, most: int) -> int:
+        """Let in what was parked until now or earlier, at most ``most`` lanes; return how many."""
+        if self.parked_until is not None and self.parked_until <= now:
+            self.parked_until = None
+            self.fresh = self.ready
+        count = 0
+        while count < most and self._parked and self._parked[0][0] <= now:
+            count += 1
+            _, name = heappop(self._parked)
+            lane = self.lanes[name]
+            lane.parked_until = None
+            self._elect(name, lane)
+        return count
 
     def leave_running(self, record: Record) -> None:
         """Free the places of a record whose lease has just ended."""
@@ -203,6 +279,14 @@ class Queue:
 
     def configure(self, settings: QueueSettings) -> None:
         """Set the limits and let the lanes in or out that they concern."""
+        former = self.settings
+        before = (b"", b"") if former is None else (former.limits, former.lane_limits)
+        limits = (settings.limits, settings.lane_limits)
+        if limits != before:
+            self.revision += 1
+            self.limited = Limited(*map(bool, limits)) if any(limits) else None
+            self.parked_until = None
+            self.let_in(inf, len(self._parked))
         self.settings = settings
         self.fresh = self.ready
         for name, lane in list(self.lanes.items()):
@@ -248,12 +332,13 @@ class Queue:
         self.fresh += 1
 
     def _elect(self, name: str, lane: Lane) -> None:
-        """Make the ready order show the lane's first job, or none while the lane is full."""
+        """Make the ready order show the lane's first job; none while it is full or parked."""
         entries = lane.entries
         while entries and entries[0][4].move != entries[0][3]:
             heappop(entries)
         limit = 1 if self.settings is None else self.settings.lane_max_running
-        head = entries[0][4] if entries and lane.running < limit else None
+        open_ = lane.running < limit and lane.parked_until is None
+        head = entries[0][4] if entries and open_ else None
         if head is not lane.head:
             former, lane.head = lane.head, head
             if former is not None and former.place:
@@ -261,7 +346,7 @@ class Queue:
                 self.ready -= 1
             if head is not None:
                 self._rank(head)
-        if not entries and not lane.running:
+        if not entries and not lane.running and lane.parked_until is None:
             self.lanes.pop(name, None)
 
 

@@ -23,6 +23,11 @@ class RegisterFile:
         self._expiry: list[tuple[float, int, str]] = []
         self._version = 0
 
+    def next_version(self) -> int:
+        """Return a version that nothing ever had."""
+        self._version += 1
+        return self._version
+
     def read(self, key: str, now: float) -> Register | None:
         """Return a register unless its time has passed."""
         held = self._values.get(key)
@@ -77,11 +82,11 @@ class RegisterFile:
         if change.value is None:
             self._remove(change.key)
             return
-        self._version += 1
+        version = self.next_version()
         until = None if change.ttl is None else now + change.ttl
         if change.key not in self._values:
             insort(self._keys, change.key)
-        register = Register(key=change.key, version=self._version, value=change.value)
+        register = Register(key=change.key, version=version, value=change.value)
         self._values[change.key] = (register, until)
         if until is not None:
             if len(self._expiry) > 2 * len(self._values) + 64:
@@ -91,7 +96,7 @@ class RegisterFile:
                     if end is not None
                 )
             else:
-                heappush(self._expiry, (until, self._version, change.key))
+                heappush(self._expiry, (until, version, change.key))
 
     def _remove(self, key: str) -> None:
         if self._values.pop(key, None) is not None:

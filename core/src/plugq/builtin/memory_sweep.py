@@ -34,7 +34,19 @@ def sweep(table: JobTable, request: SweepRequest, now: float) -> SweepReply:
     _apply_retention(table, limit, changes, now)
     table.expire_keys(now, limit)
     table.claims.forget(now, limit)
-    return SweepReply(changes=tuple(changes), next_in=_next(table, request, now))
+    more = _let_in(table, limit, now) >= limit
+    more = table.budgets.expire(now, limit) >= limit or more
+    next_in = 0.0 if more else _next(table, request, now)
+    return SweepReply(changes=tuple(changes), next_in=next_in)
+
+
+def _let_in(table: JobTable, limit: int, now: float) -> int:
+    """Let in lanes and queues that are parked no longer, and return how many lanes."""
+    count = 0
+    for queue in table.queues.values():
+        if queue.limited is not None:
+            count += queue.let_in(now, limit - count)
+    return count
 
 
 def _end_lapsed(table: JobTable, request: SweepRequest, changes: list[Change], now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plugq.testing.contract.budgets import Budgets, Parks
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.leases import Leases
@@ -27,6 +28,8 @@ class StorageContract(
     Fencing,
     Leases,
     Limits,
+    Budgets,
+    Parks,
     Deadlines,
     Retention,
     Index,

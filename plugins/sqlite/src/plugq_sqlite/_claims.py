@@ -7,8 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from plugq.allowance import examined
 from plugq.job import JobState, Outcome, state_after_settlement
 from plugq.protocols.storage import ClaimReply, Lease, RenewReply
+from plugq_sqlite._budgets import Budgeting, let_in
 from plugq_sqlite._moves import Finish, Requeue, finish, promote, requeue
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -27,6 +29,7 @@ from plugq_sqlite._statements import join_rows, numbers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from plugq.allowance import Limited
     from plugq.protocols.storage import ClaimRequest, Holder, LeaseRef
     from plugq_sqlite._transaction import Queue, Transaction
 
@@ -34,13 +37,25 @@ if TYPE_CHECKING:
 _REMEMBERED = 1_000
 _MASK = (1 << _REMEMBERED) - 1
 
-_READY = """
-    SELECT job.seq, job.id, job.task, job.attempt, job.max_attempts, job.generation, job.nprio,
-        job.lane, job.batch, job.crashes, job.submitted_at, job.deadline_at, job.unknown,
-        job.unknown_since, job.unique_mode, job.unique_key, body.data
-    FROM job INDEXED BY job_ready CROSS JOIN body ON body.seq = job.seq
+_LEASABLE = """
+    job.seq, job.lane, job.deadline_at, job.id, job.task, job.attempt, job.max_attempts,
+    job.generation, job.nprio, job.batch, job.crashes, job.submitted_at, job.unknown,
+    job.unknown_since, job.unique_mode, job.unique_key, body.data
+"""
+_READY_ORDER = """
     WHERE job.queue = ? AND job.state = 1 AND job.eligible = 1
     ORDER BY job.nprio, job.ready_at, job.seq LIMIT ?
+"""
+_READY = f"""
+    SELECT {_LEASABLE} FROM job INDEXED BY job_ready CROSS JOIN body ON body.seq = job.seq
+    {_READY_ORDER}
+"""
+_LOOK = f"""
+    SELECT job.seq, job.lane, job.deadline_at FROM job INDEXED BY job_ready {_READY_ORDER}
+"""
+_PICKED = f"""
+    SELECT {_LEASABLE} FROM json_each(?) AS s CROSS JOIN job ON job.seq = s.value
+    CROSS JOIN body ON body.seq = job.seq ORDER BY s.key
 """
 _GRANT = """
     UPDATE job SET state = 2, token = ? + s.key, attempt = attempt + 1, started_at = ?,
@@ -69,32 +84,48 @@ _HELD = (
 def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
     """Grant leases, or return those that the same claim was granted before."""
     known = _numbers(tx, request.worker)
-    if known.has(request.number):
-        return ClaimReply(leases=_standing(tx, request), next_in=_next_due(tx, request))
+    if known.has(request.number) and request.limit > 0:
+        leases = _standing(tx, request)
+        return ClaimReply(leases=leases, next_in=_next_due(tx, request), now=tx.now)
     tx.lanes.repair()
-    leases: list[Lease] = []
+    budgeting = Budgeting(tx, request)
+    granted: list[Lease] = []
     due: list[float | None] = []
     names = tuple(dict.fromkeys(request.queues))
     for name in names:
         queue = tx.queue(name)
         if queue is None or queue.paused:
             continue
-        left = request.limit - len(leases)
+        left = request.limit - len(granted)
+        limited = queue.limited
+        if limited is not None:
+            let_in(tx, queue, examined(left))
         if left <= 0:
             due.append(_due_in(tx, queue))
             continue
         due.append(_promote_due(tx, queue, left))
-        granted, cut = _grant(tx, request, queue, min(left, tx.room(queue)))
-        if cut:
+        if limited is None:
+            most = min(left, tx.room(queue))
+            rows = _first(tx, queue, _READY, most, examined(request.limit))
+        else:
+            rows = _pick(tx, queue, budgeting, limited, left)
+        if rows is None:
             due.append(0.0)
-        leases += granted
-        tx.taken(queue.id, len(granted))
-    if leases:
+            continue
+        granted += _lease(tx, request, queue, rows)
+        tx.taken(queue.id, len(rows))
+    if granted:
         _remember(tx, request, known)
-    if request.peer:
-        register = tx.register_idle if len(leases) < request.limit else tx.register_busy
+    if request.peer and request.limit > 0:
+        register = tx.register_idle if len(granted) < request.limit else tx.register_busy
         register(request.peer, names)
-    return ClaimReply(leases=tuple(leases), next_in=_soonest(due))
+    return ClaimReply(
+        leases=tuple(granted),
+        next_in=_soonest(due),
+        wants=tuple(budgeting.wants),
+        spent=tuple(budgeting.spent),
+        now=tx.now,
+    )
 
 
 @dataclass(slots=True)
@@ -189,26 +220,54 @@ def _soonest(times: Iterable[float | None]) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
-def _grant(
+def _pick(
     tx: Transaction,
-    request: ClaimRequest,
     queue: Queue,
+    budgeting: Budgeting,
+    limited: Limited,
+    left: int,
+) -> list[Any] | None:
+    """Return the jobs of a limited queue that its budgets let start, as :func:`_first` does."""
+    room = tx.room(queue)
+    if room <= 0 or queue.parked_until is not None:
+        return []
+    rows = _first(tx, queue, _LOOK, examined(left), examined(left))
+    if not rows:
+        return rows
+    allowance = budgeting.allowance(queue, limited, left, room)
+    picked = []
+    for seq, lane, _ in rows:
+        if allowance.done:
+            break
+        if allowance.take(lane):
+            picked.append(seq)
+    budgeting.finish(queue, allowance)
+    return tx.db.execute(_PICKED, (numbers(picked),)).fetchall() if picked else []
+
+
+def _first(
+    tx: Transaction,
+    queue: Queue,
+    look: str,
     most: int,
-) -> tuple[list[Lease], bool]:
-    """Grant up to ``most`` leases of a queue, and say whether overdue jobs cut the search short."""
+    overdue_left: int,
+) -> list[Any] | None:
+    """Return the first jobs of the ready order; ``None`` if overdue ones cut the search short.
+
+    ``look`` says what to return of them, first the sequence, the lane and the deadline.
+    """
     if most <= 0:
-        return [], False
-    overdue_left = 2 * request.limit + 100
+        return []
     while True:
-        rows = tx.db.execute(_READY, (queue.id, most)).fetchall()
-        overdue = [row for row in rows if row[11] is not None and row[11] <= tx.now]
+        rows = tx.db.execute(look, (queue.id, most)).fetchall()
+        overdue = [row for row in rows if row[2] is not None and row[2] <= tx.now]
         if not overdue:
-            return _lease(tx, request, queue, rows), False
+            return rows
         # What stood behind them in their lanes may come before the rest of these rows.
         _set_aside(tx, queue, overdue)
         overdue_left -= len(overdue)
         if overdue_left <= 0:
-            return [], True
+            return None
 
 
 def _set_aside(tx: Transaction, queue: Queue, rows: Sequence[Any]) -> None:
@@ -218,8 +277,8 @@ def _set_aside(tx: Transaction, queue: Queue, rows: Sequence[Any]) -> None:
         (OVERDUE, numbers(row[0] for row in rows)),
     )
     for row in rows:
-        if row[7] is not None:
-            tx.lanes.left(queue.id, row[7])
+        if row[1] is not None:
+            tx.lanes.left(queue.id, row[1])
     tx.lanes.repair()
 
 
@@ -246,8 +305,8 @@ def _lease(
     )
     leases, freed = [], []
     for token, row in enumerate(rows, first):
-        (seq, id_, task, attempt, max_attempts, generation, nprio, lane, batch) = row[:9]
-        (crashes, submitted_at, deadline_at, unknown, unknown_since, mode, key, body) = row[9:]
+        (seq, lane, deadline_at, id_, task, attempt, max_attempts, generation, nprio) = row[:9]
+        (batch, crashes, submitted_at, unknown, unknown_since, mode, key, body) = row[9:]
         tally = tx.tally(queue.id, task)
         tally[QUEUED] -= 1
         tally[RUNNING] += 1

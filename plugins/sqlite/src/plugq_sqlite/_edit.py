@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from plugq.job import Event, JobRef, JobState, allowed
 from plugq.protocols.edits import Cancel, Configure, EditReply, EditStatus, Pause, Purge, Redrive
+from plugq_sqlite._budgets import let_all_in
 from plugq_sqlite._moves import Finish, finish, remove, rows_by_ref
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -21,7 +22,7 @@ from plugq_sqlite._rows import (
 if TYPE_CHECKING:
     from plugq.protocols.edits import Edit, QueueSettings
     from plugq_sqlite._rows import Row
-    from plugq_sqlite._transaction import Transaction
+    from plugq_sqlite._transaction import Queue, Transaction
 
 _DONE = EditReply(EditStatus.DONE)
 _NOT_FOUND = EditReply(EditStatus.NOT_FOUND)
@@ -152,6 +153,7 @@ def _pause(tx: Transaction, name: str, paused: int) -> None:
 
 def _configure(tx: Transaction, settings: QueueSettings) -> None:
     queue = tx.make_queue(settings.queue)
+    _limit(tx, queue, settings)
     wanted = (settings.max_running, settings.lane_max_running, settings.max_length)
     if queue.configured and wanted == (
         queue.max_running,
@@ -168,4 +170,19 @@ def _configure(tx: Transaction, settings: QueueSettings) -> None:
         tx.lanes.recheck_queue(queue.id)
     queue.configured = 1
     queue.max_running, queue.lane_max_running, queue.max_length = wanted
+    tx.opened(queue.id, sys.maxsize)
+
+
+def _limit(tx: Transaction, queue: Queue, settings: QueueSettings) -> None:
+    """Set what limiters decide; new limits hold from the next claim on, whatever is parked."""
+    limits = (settings.limits, settings.lane_limits)
+    if limits == (queue.limits, queue.lane_limits):
+        return
+    queue.revision += 1
+    tx.db.execute(
+        "UPDATE queue SET limits = ?, lane_limits = ?, revision = ? WHERE id = ?",
+        (*limits, queue.revision, queue.id),
+    )
+    queue.limits, queue.lane_limits = limits
+    let_all_in(tx, queue)
     tx.opened(queue.id, sys.maxsize)

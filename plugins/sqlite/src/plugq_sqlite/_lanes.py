@@ -1,8 +1,9 @@
 """Lanes: which jobs of a lane stand in the ready order.
 
 What always holds after :meth:`Lanes.repair`: of the queued jobs of a lane exactly the first
-``lane_max_running - running`` are eligible. A claim may therefore take the head of the ready
-order as it is, and a lane that is busy costs no claim anything.
+``lane_max_running - running`` are eligible, and none while the lane is parked. A claim may
+therefore take the head of the ready order as it is, and a lane that is busy or parked costs no
+claim anything.
 """
 
 # ruff: noqa: S608 - statements are put together from constants; values are bound
@@ -45,26 +46,31 @@ _OUT_OF_ORDER = (
     "WHERE (b.nprio, b.ready_at, b.seq) < (h.nprio, h.ready_at, h.seq)"
 )
 _LOAD = (
-    "WITH s (queue, name) AS (VALUES ?) SELECT lane.queue, lane.name, lane.running, lane.heads "
-    "FROM s CROSS JOIN lane ON lane.queue = s.queue AND lane.name = s.name"
+    "WITH s (queue, name) AS (VALUES ?) "
+    "SELECT lane.queue, lane.name, lane.running, lane.heads, lane.parked_until FROM s "
+    "CROSS JOIN lane ON lane.queue = s.queue AND lane.name = s.name"
 )
 _STORE = (
     "INSERT INTO lane (queue, name, running, heads) VALUES ? "
     "ON CONFLICT DO UPDATE SET running = excluded.running, heads = excluded.heads"
 )
+_PARK = "UPDATE lane SET parked_until = ? WHERE queue = ? AND name = ?"
 _SET_ELIGIBLE = "UPDATE job SET eligible = ? FROM json_each(?) AS s WHERE job.seq = s.value"
 
 
 class _Change:
     """What happened to one lane since its last repair."""
 
-    __slots__ = ("added", "heads", "look", "running")
+    __slots__ = ("added", "heads", "look", "parked", "parked_until", "running")
 
     def __init__(self) -> None:
         self.running = 0
         self.heads = 0
         self.look = False
         self.added = False
+        #: Whether ``parked_until`` takes the place of what is stored.
+        self.parked = False
+        self.parked_until: float | None = None
 
 
 class Lanes:
@@ -108,6 +114,12 @@ class Lanes:
         """Note a job of the lane that was stored while running."""
         self._change(queue, lane).running += 1
 
+    def park(self, queue: int, lane: str, until: float | None) -> None:
+        """Take the lane out of the ready order until it is let in again, which ``None`` does."""
+        change = self._change(queue, lane)
+        change.look = change.parked = True
+        change.parked_until = until
+
     def recheck_queue(self, queue: int) -> None:
         """Look at every lane of a queue, since its limit has changed."""
         rows = self._tx.db.execute("SELECT name FROM lane WHERE queue = ?", (queue,)).fetchall()
@@ -120,19 +132,26 @@ class Lanes:
             return
         changes, self._changes = self._changes, {}
         db = self._tx.db
-        stored = {(q, name): (r, h) for q, name, r, h in join_rows(db, _LOAD, list(changes))}
+        stored = {(q, name): rest for q, name, *rest in join_rows(db, _LOAD, list(changes))}
         now: _Counts = {}
         wanted: _Wanted = {}
+        parked: set[tuple[int, str]] = set()
         for key, change in changes.items():
-            running, heads = stored.get(key, (0, 0))
+            running, heads, until = stored.get(key, (0, 0, None))
             now[key] = [running + change.running, heads + change.heads]
+            if (change.parked_until if change.parked else until) is not None:
+                parked.add(key)
             if change.look:
                 limit = self._tx.queue_numbered(key[0]).lane_max_running
-                wanted[key] = max(0, limit - now[key][0]) - now[key][1]
+                most = 0 if key in parked else max(0, limit - now[key][0])
+                wanted[key] = most - now[key][1]
         self._promote(db, now, wanted)
         self._demote(db, now, wanted)
         self._swap(db, [key for key, change in changes.items() if change.added and now[key][1]])
-        self._store(db, now)
+        self._store(db, now, parked)
+        parks = [(change.parked_until, *key) for key, change in changes.items() if change.parked]
+        if parks:
+            db.executemany(_PARK, parks)
 
     def _promote(self, db: sqlite3.Connection, now: _Counts, wanted: _Wanted) -> None:
         single = [key for key, want in wanted.items() if want == 1]
@@ -166,9 +185,9 @@ class Lanes:
             db.execute(_SET_ELIGIBLE, (0, numbers(head for _, _, _, head in pairs)))
             keys = [(queue, lane) for queue, lane, _, _ in pairs]
 
-    def _store(self, db: sqlite3.Connection, now: _Counts) -> None:
-        kept = [(*key, *counts) for key, counts in now.items() if any(counts)]
+    def _store(self, db: sqlite3.Connection, now: _Counts, parked: set[tuple[int, str]]) -> None:
+        kept = [(*key, *counts) for key, counts in now.items() if any(counts) or key in parked]
         insert_rows(db, _STORE, kept)
-        gone = [key for key, counts in now.items() if not any(counts)]
+        gone = [key for key, counts in now.items() if not any(counts) and key not in parked]
         if gone:
             db.executemany("DELETE FROM lane WHERE queue = ? AND name = ?", gone)

@@ -67,7 +67,7 @@ _TALLY_SUM = "tally.delayed, tally.queued, tally.running, tally.succeeded, tally
 )
 _STATS = f"""
     SELECT meta.now, queue.name, queue.paused, queue.configured, queue.max_running,
-        queue.lane_max_running, queue.max_length,
+        queue.lane_max_running, queue.max_length, queue.limits, queue.lane_limits,
         (SELECT ready_at FROM job INDEXED BY job_ready WHERE job.queue = queue.id AND state = 1
             AND eligible = 1 ORDER BY nprio, ready_at LIMIT 1),
         task.name, {_TALLY_SUM}
@@ -243,14 +243,16 @@ async def stats(fetch: Fetch, now_of: Now, namespace: int) -> Stats:
         now = now_of(stored)
         if name is None:
             break
-        (paused, configured, max_running, lane_max_running, max_length, ready_at) = columns[:6]
-        task, *counts = columns[6:]
+        (paused, configured, max_running, lane_max_running, max_length) = columns[:5]
+        limits, lane_limits, ready_at, task, *counts = columns[5:]
         if name not in queues:
             settings = QueueSettings(
                 queue=name,
                 max_running=max_running,
                 lane_max_running=lane_max_running,
                 max_length=max_length,
+                limits=limits,
+                lane_limits=lane_limits,
             )
             queues[name] = QueueStats(
                 queue=name,

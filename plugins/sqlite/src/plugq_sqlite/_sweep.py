@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.job import AttemptRecord, Event, state_after_lapse
 from plugq.protocols.storage import Change, SweepReply
+from plugq_sqlite import _budgets
 from plugq_sqlite._moves import Finish, Requeue, finish, promote, remove, requeue
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -110,6 +111,7 @@ class _Sweep:
         self._due()
         self._tidy()
         self._small_things()
+        self.more = _budgets.sweep(tx, self.limit) or self.more
         self._probe_peers()
         self._wake_idle()
         tx.end_call()

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from plugq.allowance import Limited
 from plugq.protocols.storage import CancelAsked, Finished, Wake
 from plugq_sqlite._lanes import Lanes
 from plugq_sqlite._rows import QUEUED, RUNNING, STATES, TALLY_WIDTH, TOTALS
@@ -28,8 +29,8 @@ _TALLY = (
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in _TALLY_COLUMNS)
 )
 _QUEUE = (
-    "SELECT id, name, token, paused, configured, max_running, lane_max_running, max_length "
-    "FROM queue WHERE "
+    "SELECT id, name, token, paused, configured, max_running, lane_max_running, max_length, "
+    "limits, lane_limits, revision, parked_until FROM queue WHERE "
 )
 
 
@@ -45,6 +46,17 @@ class Queue:
     max_running: int | None
     lane_max_running: int
     max_length: int | None
+    limits: bytes
+    lane_limits: bytes
+    revision: int
+    parked_until: float | None
+
+    @property
+    def limited(self) -> Limited | None:
+        """What limiters bound, ``None`` where they bound nothing."""
+        if not self.limits and not self.lane_limits:
+            return None
+        return Limited(bool(self.limits), bool(self.lane_limits))
 
 
 @dataclass(slots=True)
@@ -203,7 +215,7 @@ class Transaction:
             self._tokens[queue.id] = queue.token = token
 
     def next_version(self) -> int:
-        """Return a version that no register ever had."""
+        """Return a version that no register and no budget ever had."""
         self.version += 1
         return int(self.version)
 
@@ -219,7 +231,7 @@ class Transaction:
 
     def opened(self, queue: int, count: int) -> None:
         """Note that jobs of a queue which were ready before may be claimed now."""
-        self._opened[queue] = self._opened.get(queue, 0) + count
+        self._opened[queue] = min(self._opened.get(queue, 0) + count, sys.maxsize)
 
     def tell_finished(self, row: Row, ref: JobRef) -> None:
         """Note for the submitter of a job that it is final or gone."""
@@ -275,7 +287,7 @@ class Transaction:
         for number, count in ready.items():
             queue = self.queue_numbered(number)
             count = min(count, self.room(queue))  # noqa: PLW2901
-            if count > 0 and not queue.paused:
+            if count > 0 and not queue.paused and queue.parked_until is None:
                 self._wake(queue.name, count, claimant if queue.name in queues else "")
 
     def count_ready(self, queue: int, most: int) -> int:
