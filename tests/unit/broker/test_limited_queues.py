@@ -277,7 +277,15 @@ def test_a_backlog_costs_two_calls_a_start_at_most(use: str, idle: int, seed: in
             for _ in range(idle):
                 await world.process("q", maintain=True)
             await asyncio.sleep(5)
-            print(use, idle, seed, len(world.starts), world.calls, world.calls/len(world.starts), [l.calls for l in world.links])
+            print(
+                use,
+                idle,
+                seed,
+                len(world.starts),
+                world.calls,
+                world.calls / len(world.starts),
+                [l.calls for l in world.links],
+            )
             for moments in world.lanes().values():
                 if use != "token_bucket":
                     assert not crowded(moments, 20, 1.0)

@@ -23,7 +23,7 @@ import msgspec
 from plugq.protocols.budgets import GRANT_AGE, Budget, Grant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from plugq.protocols.budgets import LimitState, Want
     from plugq.protocols.limiter import Limiter
@@ -40,6 +40,8 @@ OFFERED, REMEMBERED = 64, 256
 #: Seconds for which a state is kept beyond the window of its limiter, and a queue beyond its last
 #: sign of life.
 KEPT = 60.0
+#: Seconds after which a queue is claimed again whose limiters were not usable.
+LOOK_AGAIN = 10.0
 #: What is added to a retry time, in seconds, so that rounding does not make it come too soon.
 _HAIR = 1e-6
 
@@ -68,7 +70,8 @@ class Budgets:
     def __init__(self, make: MakeLimiter) -> None:
         self._make = make
         self._queues: dict[str, _Queue] = {}
-        self._broken: dict[str, tuple[int, str]] = {}
+        #: Queues without usable limiters: revision, why, and when to look at them again.
+        self._broken: dict[str, tuple[int, str, float]] = {}
         #: The storage's time less the monotonic time.
         self._ahead: float | None = None
         #: When what this broker has parked may run again, by the storage's time.
@@ -78,6 +81,8 @@ class Budgets:
 
     def prepare(self, request: ClaimRequest, now: float) -> ClaimRequest:
         """Return the request with grants for its limited queues, to be sent at once."""
+        if self._broken:
+            request = self._without_broken(request, now)
         if self._ahead is None or not self._queues or request.limit <= 0:
             return request
         at = now + self._ahead
@@ -87,13 +92,16 @@ class Budgets:
         grants = []
         for name in dict.fromkeys(request.queues):
             queue = self._queues.get(name)
-            if queue is None or queue.closed(at):
+            if queue is None:
+                continue
+            queue.asked = now
+            if queue.closed(at):
                 continue
             try:
                 budgets = queue.offer(request.limit, at)
             except Exception as error:
                 logger.exception("a limiter of queue %r failed", name)
-                self._refuse(name, queue.revision, error)
+                self._refuse(name, queue.revision, error, now)
                 continue
             grants.append(Grant(queue=name, revision=queue.revision, at=at, budgets=budgets))
         return msgspec.structs.replace(request, grants=tuple(grants)) if grants else request
@@ -108,7 +116,7 @@ class Budgets:
         self._set_clock(reply.now, sent, now)
         wants = {want.queue: want for want in reply.wants}
         for want in reply.wants:
-            self._enter(want)
+            self._enter(want, now)
         for grant in request.grants:
             queue = self._queues.get(grant.queue)
             if queue is not None and queue.revision == grant.revision:
@@ -139,6 +147,14 @@ class Budgets:
                 names.add(settlement.queue)
         return frozenset(names)
 
+    def unasked(self, since: Mapping[str, float]) -> tuple[str, ...]:
+        """Return those of the queues for which no claim was prepared since the time given."""
+        return tuple(
+            name
+            for name, moment in since.items()
+            if (queue := self._queues.get(name)) is not None and queue.asked < moment
+        )
+
     @property
     def retry(self) -> float | None:
         """When ``due`` has something to tell, if ever."""
@@ -156,7 +172,7 @@ class Budgets:
         """Return which queues are known as limited, and why some get no budgets from here."""
         return {
             "limited": sorted(self._queues),
-            "unusable": {name: why for name, (_, why) in self._broken.items()},
+            "unusable": {name: why for name, (_, why, _) in self._broken.items()},
         }
 
     def _reopen(self, now: float) -> None:
@@ -178,12 +194,14 @@ class Budgets:
         if self._ahead is None or not least <= self._ahead <= most:
             self._ahead = least
 
-    def _enter(self, want: Want) -> None:
+    def _enter(self, want: Want, now: float) -> None:
         """Make the limiters of a queue that is new here or has others now."""
         known = self._queues.get(want.queue)
         if known is not None and known.revision == want.revision:
             return
-        if self._broken.get(want.queue, (None, ""))[0] == want.revision:
+        broken = self._broken.get(want.queue)
+        if broken is not None and broken[0] == want.revision:
+            self._broken[want.queue] = (*broken[:2], now + LOOK_AGAIN)
             return
         try:
             self._queues[want.queue] = _Queue(
@@ -193,14 +211,23 @@ class Budgets:
             )
             self._broken.pop(want.queue, None)
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises
-            logger.error(
+            logger.error(  # noqa: TRY400 - the line says what to do
                 "queue %r gets no jobs from here, its limits can not be used: %s", want.queue, error
             )
-            self._refuse(want.queue, want.revision, error)
+            self._refuse(want.queue, want.revision, error, now)
 
-    def _refuse(self, name: str, revision: int, error: Exception) -> None:
+    def _refuse(self, name: str, revision: int, error: Exception, now: float) -> None:
         self._queues.pop(name, None)
-        self._broken[name] = (revision, f"{type(error).__name__}: {error}")
+        self._broken[name] = (revision, f"{type(error).__name__}: {error}", now + LOOK_AGAIN)
+
+    def _without_broken(self, request: ClaimRequest, now: float) -> ClaimRequest:
+        """Leave out queues that only others can serve, so that wake-ups for them go there."""
+        left = [
+            name
+            for name in request.queues
+            if name not in self._broken or self._broken[name][2] <= now
+        ]
+        return msgspec.structs.replace(request, queues=tuple(left))
 
     def _settle(
         self,
@@ -238,6 +265,8 @@ class _Queue:
 
     def __init__(self, revision: int, limits: Limiter | None, lane_limits: Limiter | None) -> None:
         self.revision = revision
+        #: When a claim of it was last prepared.
+        self.asked = 0.0
         self._limits = limits
         self._lane_limits = lane_limits
         limiters = [each for each in (limits, lane_limits) if each is not None]

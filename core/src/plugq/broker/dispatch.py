@@ -84,14 +84,9 @@ class Short:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """There may be work."""
+    """There may be work; with ``queues``, what this broker has parked there may run again."""
 
-
-@dataclass(frozen=True, slots=True)
-class Refilled:
-    """Something that this broker has parked in those queues may run again."""
-
-    queues: frozenset[str]
+    queues: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +101,7 @@ class Tick:
     """The time of the last ``Timer`` has come."""
 
 
-Event = Asked | Answered | Refused | Returned | Gone | Short | Woken | Refilled | Due | Tick
+Event = Asked | Answered | Refused | Returned | Gone | Short | Woken | Due | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +131,7 @@ class GiveBack:
 class LetIn:
     """Have the storage let in what may run again in these queues: nobody here claims it now."""
 
-    queues: tuple[str, ...]
+    queues: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,20 +183,15 @@ class Dispatch:
             case Answered():
                 self._answered(event, now, actions)
             case Refused(key):
-                claim = self._claims.pop(key, None)
-                if claim is not None and not claim.gone:
-                    actions.append(Reply(key, None))
-                self._probe_next(actions)
+                self._refused(key, actions)
             case Returned(key):
                 self._returned(key, actions)
             case Gone(key):
                 self._gone(key)
             case Short():
                 self._short(event, now)
-            case Woken():
-                self._woken(actions)
-            case Refilled(queues):
-                self._refilled(queues, actions)
+            case Woken(queues):
+                self._woken(queues, actions)
             case Due(delay):
                 self._due(now + delay)
             case Tick():
@@ -279,6 +269,12 @@ class Dispatch:
             if claim.request.queues == queues and not claim.probing:
                 claim.next_at = min(due, now + self._poll())
 
+    def _refused(self, key: int, actions: list[Action]) -> None:
+        claim = self._claims.pop(key, None)
+        if claim is not None and not claim.gone:
+            actions.append(Reply(key, None))
+        self._probe_next(actions)
+
     def _returned(self, key: int, actions: list[Action]) -> None:
         claim = self._claims.get(key)
         if claim is not None:
@@ -299,31 +295,20 @@ class Dispatch:
         if event.since == self._changes:
             self._idle[event.queues] = inf if event.next_in is None else now + event.next_in
 
-    def _woken(self, actions: list[Action]) -> None:
+    def _woken(self, names: frozenset[str] | None, actions: list[Action]) -> None:
         self._changes += 1
-        self._idle.clear()
-        for claim in self._claims.values():
-            if claim.probing:
-                claim.again = True
-            else:
-                claim.next_at = -inf
-        self._probe_next(actions)
-
-    def _refilled(self, names: frozenset[str], actions: list[Action]) -> None:
-        self._changes += 1
-        for queues in [queues for queues in self._idle if not names.isdisjoint(queues)]:
+        for queues in [queues for queues in self._idle if _concerns(names, queues)]:
             del self._idle[queues]
         served: set[str] = set()
         for claim in self._claims.values():
-            if claim.gone or names.isdisjoint(claim.request.queues):
-                continue
-            served.update(claim.request.queues)
-            if claim.probing:
-                claim.again = True
-            else:
-                claim.next_at = -inf
+            if _concerns(names, claim.request.queues) and not claim.gone:
+                served.update(claim.request.queues)
+                if claim.probing:
+                    claim.again = True
+                else:
+                    claim.next_at = -inf
         self._probe_next(actions)
-        if left := tuple(sorted(names - served)):
+        if names is not None and (left := names - served):
             actions.append(LetIn(left))
 
     def _due(self, at: float) -> None:
@@ -369,6 +354,10 @@ class Dispatch:
             actions.append(Timer(at))
 
 
+def _concerns(names: frozenset[str] | None, queues: tuple[str, ...]) -> bool:
+    return names is None or not names.isdisjoint(queues)
+
+
 __all__ = [
     "Action",
     "Answered",
@@ -380,7 +369,6 @@ __all__ = [
     "Gone",
     "LetIn",
     "Probe",
-    "Refilled",
     "Refused",
     "Reply",
     "Returned",

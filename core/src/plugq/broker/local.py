@@ -23,7 +23,6 @@ from plugq.broker.dispatch import (
     Gone,
     LetIn,
     Probe,
-    Refilled,
     Refused,
     Reply,
     Returned,
@@ -76,6 +75,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 #: wake-ups by the storage.
 SLOW_POLL = 10.0
 POLL = 1.0
+#: Seconds after which a broker lets in for others what it has parked and does not claim itself.
+LET_IN = 0.02
 
 
 def _no_limiters(_: bytes) -> Limiter:
@@ -146,6 +147,9 @@ class LocalBroker(Lifecycle):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alarm = Alarm(clock, lambda: self._handle(Tick()))
         self._retry_alarm = Alarm(clock, self._retry)
+        #: Queues that nobody here claims although something may run again, and since when.
+        self._unclaimed: dict[str, float] = {}
+        self._let_in_alarm = Alarm(clock, self._ring_to_let_in)
         self._listeners: list[Callable[[Sequence[Notice]], None]] = []
         self._submits: Coalescer[NewJob, SubmitReply] = Coalescer(
             storage.submit,
@@ -185,6 +189,7 @@ class LocalBroker(Lifecycle):
         await self._supervisor.stop()
         await self._alarm.stop()
         await self._retry_alarm.stop()
+        await self._let_in_alarm.stop()
         while self._tasks:
             # Probes whose callers have gone still have leases to give back.
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -383,7 +388,7 @@ class LocalBroker(Lifecycle):
                     if reply.leases:
                         self._spawn(self._give_back(reply))
                 case LetIn(queues):
-                    self._spawn(self._let_in(queues))
+                    self._wait_to_let_in(queues)
                 case Timer(at):
                     self._alarm.set(at)
 
@@ -426,11 +431,24 @@ class LocalBroker(Lifecycle):
         self._retry_at = None
         queues = self._budgets.due(self._clock.monotonic())
         if queues:
-            self._handle(Refilled(queues))
+            self._handle(Woken(queues))
         self._set_retry()
 
+    def _wait_to_let_in(self, queues: frozenset[str]) -> None:
+        now = self._clock.monotonic()
+        if not self._unclaimed:
+            self._let_in_alarm.set(now + LET_IN)
+        for queue in queues:
+            self._unclaimed.setdefault(queue, now)
+
+    def _ring_to_let_in(self) -> None:
+        queues = self._budgets.unasked(self._unclaimed)
+        self._unclaimed.clear()
+        if queues:
+            self._spawn(self._let_in(queues))
+
     async def _let_in(self, queues: tuple[str, ...]) -> None:
-        """Let in what this broker has parked, for others; when that fails a sweep does it."""
+        """Let in, for others, what this broker has parked; when that fails a sweep does it."""
         request = ClaimRequest(worker=self._peer, number=0, queues=queues, limit=0)
         try:
             await self._storage.claim(request)

@@ -221,7 +221,7 @@ class Queue:
                 lane.add(record)
                 self._elect(record.job.lane, lane)
         self.running += len(taken)
-        self.fresh = max(0, fresh - len(taken))
+        self.fresh = max(0, fresh - len(taken) - allowance.left)
         return taken
 
     def park(self, until: float) -> None:

@@ -242,6 +242,7 @@ def _pick(
         if allowance.take(lane):
             picked.append(seq)
     budgeting.finish(queue, allowance)
+    tx.taken(queue.id, allowance.left)
     return tx.db.execute(_PICKED, (numbers(picked),)).fetchall() if picked else []
 
 

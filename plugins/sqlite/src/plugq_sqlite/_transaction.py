@@ -295,7 +295,7 @@ class Transaction:
         row = self.db.execute(
             "SELECT count(*) FROM (SELECT 1 FROM job INDEXED BY job_ready "
             "WHERE queue = ? AND state = 1 AND eligible = 1 LIMIT ?)",
-            (queue, most),
+            (queue, max(0, most)),
         ).fetchone()
         return int(row[0])
 
