@@ -168,6 +168,12 @@ class Allowance:
         return sys.maxsize if self._short else min(len(self.wanted), self._left - self._taken)
 
     @property
+    def more(self) -> bool:
+        """Whether another claimer should be woken, since this one is full and budget is left."""
+        full = self._taken >= self._left and self._room > self._taken
+        return self._limited.queue and full and None not in self.parked
+
+    @property
     def named(self) -> list[str | None]:
         """Whose states go with what is wanted: the queue and each lane, as far as limited."""
         queue: list[str | None] = [None] if self._limited.queue else []

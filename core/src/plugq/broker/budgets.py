@@ -13,6 +13,7 @@ the monotonic time since, and never meant to be ahead of it: a grant from the fu
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -75,7 +76,8 @@ class Budgets:
         #: The storage's time less the monotonic time.
         self._ahead: float | None = None
         #: When what this broker has parked may run again, by the storage's time.
-        self._retries: list[tuple[float, str, str | None]] = []
+        self._retries: list[tuple[float, int, str, str | None]] = []
+        self._order = itertools.count()
         #: Queues that ``due`` has to tell.
         self._due: set[str] = set()
 
@@ -138,6 +140,18 @@ class Budgets:
         self._due.clear()
         return names
 
+    def closed_until(self, names: Sequence[str], now: float) -> float | None:
+        """Return when the first of these queues may run again if this broker has parked all."""
+        if self._ahead is None or not self._queues:
+            return None
+        moments = []
+        for name in names:
+            queue = self._queues.get(name)
+            if queue is None or not queue.closed(now + self._ahead):
+                return None
+            moments.append((queue.parked_until(None) or 0.0) - self._ahead + _HAIR)
+        return min(moments, default=None)
+
     def frees(self, settlements: Sequence[Settlement]) -> frozenset[str]:
         """Return the limited queues in which these ends may let another job start."""
         names = set()
@@ -161,7 +175,7 @@ class Budgets:
         if self._due:
             return 0.0
         while self._retries:
-            at, name, lane = self._retries[0]
+            at, _, name, lane = self._retries[0]
             queue = self._queues.get(name)
             if queue is not None and queue.parked_until(lane) == at:
                 break
@@ -178,7 +192,7 @@ class Budgets:
     def _reopen(self, now: float) -> None:
         """Offer again what may run again by now."""
         while (at := self._next()) is not None and at <= now:
-            until, name, lane = heappop(self._retries)
+            until, _, name, lane = heappop(self._retries)
             queue = self._queues.get(name)
             if queue is not None and queue.reopen(lane, until):
                 self._due.add(name)
@@ -251,7 +265,8 @@ class Budgets:
                 used_up = not budget.states and not wanted
             if used_up and budget.retry_at is not None:
                 queue.park(budget.lane, budget.retry_at)
-                heappush(self._retries, (budget.retry_at, grant.queue, budget.lane))
+                entry = (budget.retry_at, next(self._order), grant.queue, budget.lane)
+                heappush(self._retries, entry)
 
     def _forget(self, names: Sequence[str], now: float) -> None:
         for name in names:

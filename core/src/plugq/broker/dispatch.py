@@ -32,11 +32,15 @@ ROUNDS, PAUSE = 4, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A worker asks, and is content to wait until ``until``."""
+    """A worker asks, and is content to wait until ``until``.
+
+    ``closed`` is until when this broker knows that there will be nothing for it.
+    """
 
     key: int
     request: ClaimRequest
     until: float
+    closed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,7 @@ class Dispatch:
 
     def _asked(self, event: Asked, now: float, actions: list[Action]) -> None:
         claim = self._claims[event.key] = _Claim(event.request, event.until)
-        due = self._idle.get(event.request.queues)
+        due = self._idle.get(event.request.queues, event.closed)
         if due is not None and due > now and event.until > now:
             claim.next_at = min(due, now + self._poll())
         else:

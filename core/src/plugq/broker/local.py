@@ -76,7 +76,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 SLOW_POLL = 10.0
 POLL = 1.0
 #: Seconds after which a broker lets in for others what it has parked and does not claim itself.
-LET_IN = 0.02
+LET_IN = 0.005
 
 
 def _no_limiters(_: bytes) -> Limiter:
@@ -216,7 +216,9 @@ class LocalBroker(Lifecycle):
         key = next(self._keys)
         future: asyncio.Future[ClaimReply] = asyncio.get_running_loop().create_future()
         self._replies[key] = future
-        self._handle(Asked(key, request, self._clock.monotonic() + wait))
+        now = self._clock.monotonic()
+        closed = self._budgets.closed_until(request.queues, now)
+        self._handle(Asked(key, request, now + wait, closed))
         try:
             reply = await future
         except asyncio.CancelledError:
@@ -449,7 +451,8 @@ class LocalBroker(Lifecycle):
 
     async def _let_in(self, queues: tuple[str, ...]) -> None:
         """Let in, for others, what this broker has parked; when that fails a sweep does it."""
-        request = ClaimRequest(worker=self._peer, number=0, queues=queues, limit=0)
+        peer = self._peer
+        request = ClaimRequest(worker=peer, number=0, queues=queues, limit=0, peer=peer)
         try:
             await self._storage.claim(request)
         except PlugqError as error:

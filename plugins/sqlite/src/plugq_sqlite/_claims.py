@@ -114,6 +114,8 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
             continue
         granted += _lease(tx, request, queue, rows)
         tx.taken(queue.id, len(rows))
+        if limited is not None and budgeting.more:
+            tx.wake_one(queue.id)
     if granted:
         _remember(tx, request, known)
     if request.peer and request.limit > 0:
@@ -228,6 +230,7 @@ def _pick(
     left: int,
 ) -> list[Any] | None:
     """Return the jobs of a limited queue that its budgets let start, as :func:`_first` does."""
+    budgeting.more = False
     room = tx.room(queue)
     if room <= 0 or queue.parked_until is not None:
         return []
