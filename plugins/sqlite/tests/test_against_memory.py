@@ -15,10 +15,13 @@ from msgspec.structs import replace
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
 from plugq.job import AttemptRecord, JobRef, Outcome, Progress
 from plugq.protocols import (
+    Budget,
     Cancel,
+    ClaimReply,
     ClaimRequest,
     Configure,
     FindQuery,
+    Grant,
     Holder,
     Lease,
     LeaseRef,
@@ -37,6 +40,7 @@ from plugq.protocols import (
     SweepRequest,
     UniqueKey,
     UniqueMode,
+    Want,
 )
 from plugq.testing import ManualClock
 from plugq_sqlite import SqliteOptions, SqliteStorage
@@ -72,14 +76,19 @@ def moves(reply: SweepReply) -> list[str]:
 class History:
     """Makes up calls and plays each to both storages."""
 
-    def __init__(self, seed: int, clock: ManualClock, storages: list[Storage]) -> None:
+    def __init__(
+        self, seed: int, clock: ManualClock, storages: list[Storage], limits: tuple[bytes, ...]
+    ) -> None:
         self.random = random.Random(seed)  # noqa: S311 - a test has to be repeatable
         self.clock = clock
+        self.limits = limits
         self.storages = storages
         self.leases: list[Lease] = []
         self.claims = 0
         self.made = 0
         self.versions: dict[str, int] = {}
+        self.wants: dict[str, Want] = {}
+        self.spent = 0
 
     async def both(self, call: Callable[[Storage], Any]) -> Any:
         """Return the answer of both, which have to agree."""
@@ -122,8 +131,35 @@ class History:
 
     async def claim(self) -> None:
         request = self.request()
-        reply = await self.both(lambda storage: storage.claim(request))
+        self.granted(await self.both(lambda storage: storage.claim(request)))
+
+    def granted(self, reply: ClaimReply) -> None:
         self.leases += reply.leases
+        self.wants.update({want.queue: want for want in reply.wants})
+        self.spent += len(reply.spent)
+
+    def grant(self, want: Want) -> Grant:
+        """Return budgets, now and then late ones or on a state that has changed."""
+        pick = self.random
+        now = self.clock.time()
+        budgets = tuple(
+            Budget(
+                state.lane,
+                state.version,
+                tuple(pick.randbytes(2) for _ in range(pick.choice((0, 1, 1, 2, 5)))),
+                pick.choice((3.0, 60.0)),
+                pick.choice((None, now, now + 2, now + 20)),
+            )
+            for state in want.states
+            if pick.random() < 0.9
+        )
+        at = now - pick.choice((0.0, 0.0, 0.0, 0.05, 0.2))
+        return Grant(queue=want.queue, revision=want.revision, at=at, budgets=budgets)
+
+    async def bargain(self) -> None:
+        """Claim again with budgets for what a claim wants, as a broker does."""
+        for _ in range(3):
+            await self.claim()
 
     def request(self) -> ClaimRequest:
         self.claims += 1
@@ -131,8 +167,9 @@ class History:
             worker=self.random.choice(("v", "w")),
             number=self.claims,
             queues=self.random.choice((("a",), ("b",), ("a", "b"), ("b", "a", "b"))),
-            limit=self.random.randint(1, 6),
+            limit=self.random.randint(0, 6),
             lease=self.random.choice((5.0, 30.0)),
+            grants=tuple(self.grant(want) for want in self.wants.values()),
         )
 
     async def settle(self) -> None:
@@ -142,7 +179,7 @@ class History:
         claim = self.request() if self.random.random() < 0.5 else None
         _, reply = await self.both(lambda storage: storage.settle(settlements, claim))
         if reply is not None:
-            self.leases += reply.leases
+            self.granted(reply)
 
     def settlement(self, lease: Lease) -> Settlement:
         pick = self.random
@@ -180,12 +217,6 @@ class History:
             JobRef(pick.choice(QUEUES), f"id-{pick.randrange(60)}")
             for _ in range(pick.randint(1, 6))
         )
-        limits = QueueSettings(
-            queue=pick.choice(QUEUES),
-            max_running=pick.choice((None, None, 3)),
-            lane_max_running=pick.randint(1, 3),
-            max_length=pick.choice((None, None, 40)),
-        )
         change = pick.choice(
             (
                 Cancel(refs=refs),
@@ -195,10 +226,25 @@ class History:
                 Pause(queues=("a",)),
                 Resume(queues=("a",)),
                 Resume(queues=("a",)),
-                Configure(settings=(limits,)),
+                Configure(settings=(self.settings(pick.choice(QUEUES)),)),
             )
         )
         await self.both(lambda storage: storage.edit(change))
+
+    def settings(self, queue: str) -> QueueSettings:
+        pick = self.random
+        return QueueSettings(
+            queue=queue,
+            max_running=pick.choice((None, None, 3)),
+            lane_max_running=pick.randint(1, 3),
+            max_length=pick.choice((None, None, 40)),
+            limits=pick.choice(self.limits),
+            lane_limits=pick.choice(self.limits),
+        )
+
+    async def configure(self) -> None:
+        settings = tuple(self.settings(queue) for queue in QUEUES)
+        await self.both(lambda storage: storage.edit(Configure(settings=settings)))
 
     async def look(self) -> None:
         pick = self.random
@@ -214,6 +260,8 @@ class History:
         await self.both(lambda storage: storage.find(query))
         first, second = [await storage.stats() for storage in self.storages]
         assert plain(first.tasks) == plain(second.tasks)
+        settings = [plain([queue.settings for queue in stats.queues]) for stats in (first, second)]
+        assert settings[0] == settings[1]
         for stats in second.tasks:
             accepted, removed = stats.totals["accepted"], stats.totals["removed"]
             assert accepted == sum(stats.counts.values()) + removed
@@ -232,8 +280,16 @@ class History:
         self.clock.advance(self.random.choice((0.25, 1.0, 4.0, 12.0)))
 
 
-@pytest.mark.parametrize("seed", range(6))
-async def test_a_random_history_has_the_same_answers(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "limits"),
+    [
+        *((seed, (b"",)) for seed in range(6)),
+        *((seed, (b"", b"l", b"m", b"m")) for seed in range(6, 14)),
+    ],
+)
+async def test_a_random_history_has_the_same_answers(
+    seed: int, limits: tuple[bytes, ...], tmp_path: Path
+) -> None:
     clock = ManualClock()
     context = PluginContext(base_dir=tmp_path, clock=clock)
     memory = MemoryStorage(MemoryOptions(), context)
@@ -242,10 +298,12 @@ async def test_a_random_history_has_the_same_answers(seed: int, tmp_path: Path) 
         for storage in (memory, sqlite):
             await storage.start()
             stack.push_async_callback(storage.stop)
-        history = History(seed, clock, [memory, sqlite])
+        history = History(seed, clock, [memory, sqlite], limits)
+        await history.configure()
         steps = [
             *[history.submit] * 4,
             *[history.claim] * 3,
+            *[history.bargain] * (3 * any(limits)),
             *[history.settle] * 5,
             *[history.advance] * 3,
             history.renew,
@@ -258,3 +316,4 @@ async def test_a_random_history_has_the_same_answers(seed: int, tmp_path: Path) 
         for _ in range(400):
             await history.random.choice(steps)()
         await history.look()
+        assert bool(history.spent) == bool(any(limits))

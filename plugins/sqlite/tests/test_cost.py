@@ -12,9 +12,12 @@ import pytest
 
 from plugq.job import JobRef, Outcome, Progress
 from plugq.protocols import (
+    Budget,
     Cancel,
+    ClaimReply,
     ClaimRequest,
     Configure,
+    Grant,
     Holder,
     Lease,
     LeaseRef,
@@ -140,6 +143,127 @@ async def test_a_claim_and_a_settlement_cost_the_same_beside_100_000_other_jobs(
         assert max(few) / 50 < 700
 
 
+def park(tx: Transaction, prefix: str, lanes: int) -> None:
+    """Park lanes with a job each, of a time that does not come."""
+    queue = tx.make_queue("q").id
+    fill(tx, prefix, lanes, state=1, eligible=0)
+    tx.db.execute("UPDATE job SET lane = id WHERE queue = ? AND id LIKE ?", (queue, f"{prefix}%"))
+    tx.db.execute(
+        "INSERT INTO lane (queue, name, running, heads, parked_until) "
+        "SELECT queue, lane, 0, 0, 9e9 + seq FROM job WHERE queue = ? AND id LIKE ?",
+        (queue, f"{prefix}%"),
+    )
+
+
+async def bargain(storage: SqliteStorage, claim: Claims, *, park: bool = False) -> ClaimReply:
+    """Claim 50 jobs of a limited queue, as a broker does: what is wanted, then with budgets."""
+    now = (reply := await storage.claim(claim(50))).now
+    (want,) = reply.wants
+    retry_at = now + 3600.0 if park else None
+    budgets = tuple(
+        Budget(state.lane, state.version, (b"s",) * (50 if state.lane is None else 1), 60, retry_at)
+        for state in want.states
+    )
+    grant = Grant(queue="q", revision=want.revision, at=now, budgets=budgets)
+    return await storage.claim(claim(50, grants=(grant,)))
+
+
+async def limited_cycle(
+    storage: SqliteStorage, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> list[int]:
+    """Return the steps of claiming jobs of 50 lanes with budgets, and of settling them."""
+    leases: list[Lease] = []
+
+    async def take() -> None:
+        leases[:] = (await bargain(storage, claim)).leases
+
+    async def end() -> None:
+        await storage.settle(succeed(leases))
+
+    for _ in range(2):
+        await storage.submit([new_job(lane=f"lane-{number}") for number in range(50)])
+        counts = await Steps(storage).of(take, end)
+        assert len(leases) == 50
+    return counts
+
+
+@pytest.mark.parametrize("many", ["lanes", "jobs"])
+async def test_a_limited_claim_costs_the_same_beside_much_that_is_parked(
+    many: str,
+    open_store: OpenStore,
+    new_job: NewJobs,
+    claim: Claims,
+    succeed: Succeed,
+) -> None:
+    async with open_store() as storage:
+        settings = QueueSettings(queue="q", limits=b"l", lane_limits=b"l")
+        await storage.edit(Configure(settings=(settings,)))
+
+        def more(prefix: str, lanes: int, jobs: int) -> Callable[[Transaction], None]:
+            def run(tx: Transaction) -> None:
+                park(tx, prefix, lanes)
+                fill(tx, f"in-{prefix}", jobs, state=1, eligible=0, lane=f"{prefix}1")
+
+            return run
+
+        await storage._writer.call(more("few", 100, 100))
+        few = await limited_cycle(storage, new_job, claim, succeed)
+        added = (10_000, 100) if many == "lanes" else (100, 100_000)
+        await storage._writer.call(more("many", *added))
+        assert await limited_cycle(storage, new_job, claim, succeed) == pytest.approx(few, rel=0.03)
+
+
+async def test_a_lane_that_is_refused_is_walked_over_once(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims
+) -> None:
+    async with open_store() as storage:
+        settings = QueueSettings(queue="q", lane_limits=b"l")
+        await storage.edit(Configure(settings=(settings,)))
+        await storage.submit([new_job(lane=f"lane-{number}") for number in range(50)])
+        await storage.submit([new_job(lane=f"lane-{number}") for number in range(50)])
+        wanted = await Steps(storage).of(lambda: storage.claim(claim(50)))
+        assert len((await bargain(storage, claim, park=True)).leases) == 50
+        parked = await Steps(storage).of(lambda: storage.claim(claim(50)))
+        assert parked[0] < wanted[0] / 5
+
+
+async def test_nothing_is_left_of_lanes_that_were_parked(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> None:
+    def left(tx: Transaction) -> list[Any]:
+        return tx.db.execute("SELECT name FROM lane UNION ALL SELECT lane FROM budget").fetchall()
+
+    def later(tx: Transaction) -> None:
+        tx.db.execute("UPDATE lane SET parked_until = 1")
+        tx.db.execute("UPDATE budget SET expires = 1")
+
+    async with open_store() as storage:
+        settings = QueueSettings(queue="q", lane_limits=b"l")
+        await storage.edit(Configure(settings=(settings,)))
+        await storage.submit([new_job(lane=f"lane-{number}") for number in range(50)])
+        await storage.settle(succeed((await bargain(storage, claim, park=True)).leases))
+        assert len(await storage._writer.call(left)) == 100
+        await storage._writer.call(later)
+        assert (await storage.sweep(SweepRequest(limit=20))).next_in == 0
+        while (await storage.sweep(SweepRequest(limit=20))).next_in == 0:
+            pass
+        assert await storage._writer.call(left) == []
+
+
+async def test_an_unlimited_claim_runs_no_statement_about_budgets(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
+) -> None:
+    statements: set[str] = set()
+    async with open_store() as storage:
+        await storage.submit([new_job(lane="a"), new_job(), new_job(lane="a")])
+        await storage._writer.call(lambda tx: tx.db.set_trace_callback(statements.add))
+        leases = (await storage.claim(claim(5))).leases
+        await storage.settle(succeed(leases), claim(5))
+        await storage._writer.call(lambda tx: tx.db.set_trace_callback(None))
+    assert statements
+    assert not [text for text in statements if "budget" in text or "parked_until <=" in text]
+
+
 async def test_no_statement_of_the_writer_scans_jobs(
     open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
 ) -> None:
@@ -156,7 +280,10 @@ async def test_no_statement_of_the_writer_scans_jobs(
     assert len(found) > 60
     for text, plan in found.items():
         for step in plan:
-            assert not re.match(r"SCAN (job|body|failure|lane|unique_key)\b", step), (text, plan)
+            assert not re.match(r"SCAN (job|body|failure|lane|unique_key|budget)\b", step), (
+                text,
+                plan,
+            )
 
 
 def _has_plan(text: str) -> bool:
@@ -214,5 +341,12 @@ async def everything(
     await storage.edit(Purge(refs=tuple(JobRef("q", lease.id) for lease in leases)))
     await storage.swap([RegisterChange(key="k", expect=0, value=b"v", ttl=0.0)])
     await storage.sweep(SweepRequest())
+    limited = QueueSettings(queue="q", limits=b"l", lane_limits=b"l")
+    await storage.edit(Configure(settings=(limited,)))
+    await storage.submit([new_job(), *(new_job(lane=lane) for lane in "xxyy")])
+    assert (await bargain(storage, claim, park=True)).spent
+    await storage._writer.call(lambda tx: tx.db.execute("UPDATE queue SET parked_until = 0"))
+    await storage.claim(claim(0))
+    await storage.edit(Configure(settings=(settings,)))
     await storage.sweep(SweepRequest())
     await watch.aclose()

@@ -13,10 +13,12 @@ from plugq.builtin.memory_queue import Queue
 from plugq.builtin.memory_records import Record
 from plugq.job import FINAL, WAITING, JobRef, JobState, Outcome
 from plugq.protocols import (
+    Budget,
     Cancel,
     ClaimRequest,
     Configure,
     Edit,
+    Grant,
     Holder,
     Lease,
     LeaseRef,
@@ -31,6 +33,7 @@ from plugq.protocols import (
     SweepRequest,
     UniqueKey,
     UniqueMode,
+    Want,
 )
 from plugq.testing import ManualClock
 
@@ -48,6 +51,7 @@ class Life:
         self.held: dict[str, list[Lease]] = {"w": [], "x": []}
         self.numbers = itertools.count(1)
         self.tokens = dict.fromkeys(QUEUES, 0)
+        self.wants: tuple[Want, ...] = ()
 
     async def step(self) -> None:
         often = (self.submit, self.claim, self.settle)
@@ -83,10 +87,13 @@ class Life:
             worker=worker,
             number=next(self.numbers),
             queues=tuple(self.random.sample(QUEUES, 2)),
-            limit=self.random.randint(1, 5),
+            limit=self.random.randint(0, 5),
             lease=8.0,
+            grants=tuple(self.grant(want) for want in self.wants),
         )
-        leases = (await self.storage.claim(request)).leases
+        reply = await self.storage.claim(request)
+        self.wants = reply.wants
+        leases = reply.leases
         again = (await self.storage.claim(request)).leases if leases else ()
         assert again == leases
         for lease in leases:
@@ -94,6 +101,20 @@ class Life:
             self.tokens[lease.queue] = lease.token
             if self.random.random() < 0.9:
                 self.held[worker].append(lease)
+
+    def grant(self, want: Want) -> Grant:
+        budgets = tuple(
+            Budget(
+                state.lane,
+                state.version,
+                (b"s",) * self.random.randint(0, 3),
+                20.0,
+                self.random.choice((None, self.clock.time() + 4, self.clock.time() + 9)),
+            )
+            for state in want.states
+        )
+        now = self.clock.time()
+        return Grant(queue=want.queue, revision=want.revision, at=now, budgets=budgets)
 
     async def settle(self) -> None:
         leases = self.held[self.random.choice(list(self.held))]
@@ -136,6 +157,8 @@ class Life:
             max_running=self.random.choice((None, None, 3)),
             lane_max_running=self.random.choice((1, 2)),
             max_length=self.random.choice((None, None, 12)),
+            limits=self.random.choice((b"", b"", b"l")),
+            lane_limits=self.random.choice((b"", b"l")),
         )
         edits: tuple[Edit, ...] = (
             Cancel(refs),
@@ -209,7 +232,7 @@ def check_lanes(queue: Queue, records: list[Record], placed: set[Record]) -> Non
     for name, queued in by_lane.items():
         lane = queue.lanes[name]
         shown = [record for record in placed if record.job.lane == name]
-        assert len(shown) == (lane.running < limit)
+        assert len(shown) == (lane.running < limit and lane.parked_until is None)
         if shown and not shown[0].overdue(float("inf")):
             best = min(queued, key=lambda one: (one.order, one.ready_at, one.sequence))
             key = (shown[0].order, shown[0].ready_at, shown[0].sequence)
@@ -220,6 +243,10 @@ def check_lanes(queue: Queue, records: list[Record], placed: set[Record]) -> Non
             for record in queue.jobs.values()
         )
         assert lane.running == running
+    parked = {(lane.parked_until, name) for name, lane in queue.lanes.items() if lane.parked_until}
+    assert len(queue._parked) == len(parked)
+    assert set(queue._parked) == parked
+    assert queue.limited is not None or not (parked or queue.parked_until)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -268,4 +295,5 @@ async def test_after_a_random_life_everything_can_be_brought_to_its_end(seed: in
     assert {record.state for record in left} <= {JobState.SUCCEEDED, JobState.CANCELLED}
     assert all(record.job.result_ttl is None for record in left)
     assert not any(queue.ready or queue.lanes for queue in life.storage._jobs.queues.values())
+    assert not life.storage._jobs.budgets._states
     await life.storage.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plugq.testing.contract.budgets import Budgets, Parks
+from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.leases import Leases
@@ -10,6 +10,7 @@ from plugq.testing.contract.lifecycle import Lifecycle, Time
 from plugq.testing.contract.limits import Limits
 from plugq.testing.contract.moves import Moves
 from plugq.testing.contract.order import Order
+from plugq.testing.contract.parks import Parks
 from plugq.testing.contract.payloads import Cost, Payloads
 from plugq.testing.contract.registers import Registers
 from plugq.testing.contract.retention import Deadlines, Retention

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plugq.allowance import examined
@@ -25,6 +24,7 @@ from plugq_sqlite._rows import (
     packed,
 )
 from plugq_sqlite._statements import join_rows, numbers
+from plugq_sqlite._workers import claims_of, remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from plugq.allowance import Limited
     from plugq.protocols.storage import ClaimRequest, Holder, LeaseRef
     from plugq_sqlite._transaction import Queue, Transaction
-
-#: How many numbers below the highest of a worker are remembered one by one.
-_REMEMBERED = 1_000
-_MASK = (1 << _REMEMBERED) - 1
 
 _LEASABLE = """
     job.seq, job.lane, job.deadline_at, job.id, job.task, job.attempt, job.max_attempts,
@@ -83,7 +79,7 @@ _HELD = (
 
 def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
     """Grant leases, or return those that the same claim was granted before."""
-    known = _numbers(tx, request.worker)
+    known = claims_of(tx, request.worker)
     if known.has(request.number) and request.limit > 0:
         leases = _standing(tx, request)
         return ClaimReply(leases=leases, next_in=_next_due(tx, request), now=tx.now)
@@ -117,7 +113,7 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
         if limited is not None and budgeting.more:
             tx.wake_one(queue.id)
     if granted:
-        _remember(tx, request, known)
+        remember(tx, request, known)
     if request.peer and request.limit > 0:
         register = tx.register_idle if len(granted) < request.limit else tx.register_busy
         register(request.peer, names)
@@ -127,65 +123,6 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
         wants=tuple(budgeting.wants),
         spent=tuple(budgeting.spent),
         now=tx.now,
-    )
-
-
-@dataclass(slots=True)
-class _Numbers:
-    """The claims of a worker that granted leases: the highest, and those below it as bits.
-
-    Claims of one worker may overtake each other, so the highest number alone would not do.
-    """
-
-    highest: int
-    granted: int
-
-    def has(self, number: int) -> bool:
-        """Return whether that claim has granted leases, as far as that is remembered."""
-        behind = self.highest - number
-        return behind >= 0 and bool(self.granted >> behind & 1)
-
-    def add(self, number: int) -> None:
-        """Note a claim that granted leases."""
-        behind = self.highest - number
-        if behind < 0:
-            self.highest = number
-            self.granted = (self.granted << min(-behind, _REMEMBERED) & _MASK) | 1
-        elif behind < _REMEMBERED:
-            self.granted |= 1 << behind
-
-
-def _numbers(tx: Transaction, worker: str) -> _Numbers:
-    row = tx.db.execute(
-        "SELECT number, granted FROM worker WHERE namespace = ? AND name = ?",
-        (tx.namespace, worker),
-    ).fetchone()
-    return _Numbers(0, 0) if row is None else _Numbers(row[0], int.from_bytes(row[1], "big"))
-
-
-def _remember(tx: Transaction, request: ClaimRequest, known: _Numbers) -> None:
-    known.add(request.number)
-    bits = known.granted
-    tx.db.execute(
-        "INSERT OR REPLACE INTO worker (namespace, name, peer, number, granted, until) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            tx.namespace,
-            request.worker,
-            request.peer,
-            known.highest,
-            bits.to_bytes(bits.bit_length() // 8 + 1, "big"),
-            tx.now + 2 * request.lease,
-        ),
-    )
-
-
-def keep_worker(tx: Transaction, worker: str) -> None:
-    """Make sure that a worker is known, since leases are found by their workers."""
-    tx.db.execute(
-        "INSERT OR IGNORE INTO worker (namespace, name, peer, number, granted, until) "
-        "VALUES (?, ?, '', 0, x'', ?)",
-        (tx.namespace, worker, tx.now),
     )
 
 

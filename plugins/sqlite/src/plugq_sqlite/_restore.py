@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plugq.job import JobRef
-from plugq_sqlite._claims import keep_worker
 from plugq_sqlite._moves import rows_by_ref
 from plugq_sqlite._rows import (
     ACCEPTED,
@@ -17,6 +16,7 @@ from plugq_sqlite._rows import (
     packed,
 )
 from plugq_sqlite._statements import insert_rows, numbers
+from plugq_sqlite._workers import keep_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

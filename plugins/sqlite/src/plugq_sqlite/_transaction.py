@@ -291,6 +291,9 @@ class Transaction:
         for number, count in ready.items():
             queue = self.queue_numbered(number)
             count = min(count, self.room(queue))  # noqa: PLW2901
+            if queue.limited is not None:
+                # What became claimable in this call may have been parked by it.
+                count = self.count_ready(number, count)  # noqa: PLW2901
             if count > 0 and not queue.paused and queue.parked_until is None:
                 self._wake(queue.name, count, claimant if queue.name in queues else "")
 

@@ -11,20 +11,24 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
+from plugq.allowance import Use
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
 from plugq.job import JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
+    Budget,
     Cancel,
     ClaimReply,
     ClaimRequest,
     Edit,
     EditReply,
     FindQuery,
+    Grant,
     Holder,
     LeaseRef,
     NewJob,
@@ -255,6 +259,153 @@ class IgnoresMaxRunning(MemoryStorage):
         for queue in self._jobs.queues.values():
             queue.running = 0
         return await super().claim(request)
+
+
+class IgnoresBudgets(MemoryStorage):
+    """A limited queue grants what it has."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        for queue in self._jobs.queues.values():
+            queue.limited = None
+        return await super().claim(request)
+
+
+class WithOtherGrants(MemoryStorage):
+    """Uses other grants than those that a claim brings."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        grants = tuple(self._changed(grant) for grant in request.grants)
+        return await super().claim(replace(request, grants=grants))
+
+    def _changed(self, grant: Grant) -> Grant:
+        budgets = tuple(self._other(grant.queue, budget) for budget in grant.budgets)
+        return replace(grant, budgets=budgets)
+
+    def _other(self, queue: str, budget: Budget) -> Budget:
+        raise NotImplementedError
+
+
+class TakesMoreThanABudget(WithOtherGrants):
+    """One start too many."""
+
+    def _other(self, queue: str, budget: Budget) -> Budget:
+        return replace(budget, states=(*budget.states, *budget.states[-1:]))
+
+
+class SpendsOutdatedBudgets(WithOtherGrants):
+    """What two have decided on one state starts twice as much."""
+
+    def _other(self, queue: str, budget: Budget) -> Budget:
+        state = self._jobs.budgets.read(self._jobs.queue(queue), budget.lane, self._latest)
+        return replace(budget, expect=state.version)
+
+
+class ForgetsToPark(WithOtherGrants):
+    """Every claim walks over what limiters have refused."""
+
+    def _other(self, queue: str, budget: Budget) -> Budget:
+        return replace(budget, retry_at=None)
+
+
+class SpendsOldGrants(WithOtherGrants):
+    """Starts lag behind the moment as of which they were counted."""
+
+    def _changed(self, grant: Grant) -> Grant:
+        return replace(grant, at=self._latest)
+
+
+class SpendsGrantsOfOtherLimits(WithOtherGrants):
+    """New limits hold from some later claim on."""
+
+    def _changed(self, grant: Grant) -> Grant:
+        return replace(grant, revision=self._jobs.queue(grant.queue).revision)
+
+
+class WritesUnspentBudgets(MemoryStorage):
+    """A budget that was brought is gone, whether it was used or not."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        spent = {(spent.queue, spent.state.lane) for spent in reply.spent}
+        for grant in request.grants:
+            for budget in grant.budgets:
+                if budget.states and (grant.queue, budget.lane) not in spent:
+                    use = Use(budget.lane, 1, budget.states[-1], budget.ttl)
+                    self._jobs.budgets.write(self._jobs.queue(grant.queue), use, self._latest)
+        return reply
+
+
+class RepeatsBudgetVersions(MemoryStorage):
+    """A state counts from 1 again when the one before has expired."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        self._registers._version = 0
+        return await super().claim(request)
+
+
+class NeverLetsIn(MemoryStorage):
+    """What is parked stays so."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        self._forget()
+        return await super().claim(request)
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        self._forget()
+        return await super().sweep(request)
+
+    def _forget(self) -> None:
+        for queue in self._jobs.queues.values():
+            queue._parked.clear()
+            if queue.parked_until is not None:
+                queue.park(inf)
+
+
+class LetsInByClaimsAlone(NeverLetsIn):
+    """Where the process that parked a lane has died, nobody is woken for it."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        return await MemoryStorage.claim(self, request)
+
+
+class KeepsParkedLanesUnderNewLimits(MemoryStorage):
+    """They go on waiting for what the former limits said."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        held = {queue: queue._parked for queue in self._jobs.queues.values()}
+        for queue in held:
+            queue._parked = []
+        try:
+            return await super().edit(edit)
+        finally:
+            for queue, parked in held.items():
+                queue._parked = parked
+
+
+class WaitsAtALane(MemoryStorage):
+    """A lane without a budget holds up what stands behind it."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        if reply.wants and reply.leases:
+            for lease in reply.leases:
+                record = self._jobs.find(lease.queue, lease.id)
+                assert record is not None
+                self._jobs.end_lease(record)
+                self._jobs.wait(record, JobState.QUEUED)
+            return replace(reply, leases=(), spent=())
+        return reply
+
+
+class ClaimsOfNothingCountAsIdle(MemoryStorage):
+    """A peer without a free place is woken in place of one that has some."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        if not request.limit and request.peer:
+            queues = [self._jobs.queue(name) for name in request.queues]
+            self._signals.idle(request.peer, queues)
+        return reply
 
 
 class IgnoresThePriority(MemoryStorage):
@@ -505,6 +656,34 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "max_running_limits_a_queue",
         "max_running_holds_under_concurrent_claims",
     ),
+    IgnoresBudgets: (
+        "a_limited_queue_grants_nothing_without_a_budget",
+        "a_budget_is_spent_exactly",
+    ),
+    TakesMoreThanABudget: ("a_budget_is_spent_exactly",),
+    SpendsOutdatedBudgets: (
+        "a_grant_serves_one_claim",
+        "of_those_who_decided_on_one_state_only_one_starts_something",
+    ),
+    ForgetsToPark: (
+        "a_lane_whose_budget_is_used_up_is_parked",
+        "a_queue_whose_budget_is_used_up_is_parked",
+    ),
+    SpendsOldGrants: ("an_old_grant_is_not_used", "a_grant_from_the_future_is_not_used"),
+    SpendsGrantsOfOtherLimits: ("a_grant_by_other_limits_is_not_used",),
+    WritesUnspentBudgets: ("a_budget_of_which_nothing_was_taken_is_not_written",),
+    RepeatsBudgetVersions: ("a_state_is_forgotten_after_its_time",),
+    NeverLetsIn: (
+        "a_lane_whose_budget_is_used_up_is_parked",
+        "a_queue_whose_budget_is_used_up_is_parked",
+    ),
+    LetsInByClaimsAlone: ("a_sweep_wakes_for_lanes_that_it_lets_in",),
+    KeepsParkedLanesUnderNewLimits: ("new_limits_let_in_what_is_parked",),
+    WaitsAtALane: (
+        "jobs_without_a_lane_are_not_bound_by_the_limits_of_lanes",
+        "a_limited_queue_holds_up_no_other",
+    ),
+    ClaimsOfNothingCountAsIdle: ("a_claim_of_nothing_registers_nobody",),
     IgnoresThePriority: ("a_higher_priority_comes_first",),
     Reorders: (
         "jobs_of_one_priority_run_in_the_order_of_submission",

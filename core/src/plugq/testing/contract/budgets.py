@@ -6,28 +6,26 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from plugq.protocols.budgets import GRANT_AGE, Budget, Grant, LimitState, Want
-from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import Spent
 from plugq.testing.contract.scene import QUEUE, Contract
-from plugq.testing.requirements import requires
 
 if TYPE_CHECKING:
     from plugq.protocols.storage import ClaimReply
     from plugq.testing.contract.scene import Scene
 
-_push = requires(Capability.PUSH_WAKEUPS)
-
 LIMITS = b"of the queue"
 LANE_LIMITS = b"of its lanes"
 
 
-async def _limit(scene: Scene, *, queue: bool = False, lanes: bool = False, **others: Any) -> None:
+async def limit_starts(
+    scene: Scene, *, queue: bool = False, lanes: bool = False, **others: Any
+) -> None:
     """Limit the starts of the queue, of its lanes or of both."""
     limits = LIMITS if queue else b""
     await scene.configure(limits=limits, lane_limits=LANE_LIMITS if lanes else b"", **others)
 
 
-async def _want(scene: Scene, limit: int = 10, **fields: Any) -> Want:
+async def wanted(scene: Scene, limit: int = 10, **fields: Any) -> Want:
     """Claim without any budget: nothing is granted, and the reply says what is wanted."""
     reply = await scene.ask(limit, **fields)
     assert reply.leases == ()
@@ -36,7 +34,7 @@ async def _want(scene: Scene, limit: int = 10, **fields: Any) -> Want:
     return want
 
 
-def _budget(
+def budget_for(
     want: Want,
     lane: str | None = None,
     starts: int = 1,
@@ -50,13 +48,13 @@ def _budget(
     return Budget(lane, expect, states, ttl, retry_at)
 
 
-def _grant(scene: Scene, want: Want, *budgets: Budget, age: float = 0.0) -> Grant:
+def granted(scene: Scene, want: Want, *budgets: Budget, age: float = 0.0) -> Grant:
     """Return a grant as of now, or of some time ago."""
     at = scene.clock.time() - age
     return Grant(queue=want.queue, revision=want.revision, at=at, budgets=budgets)
 
 
-async def _spend(
+async def spend(
     scene: Scene,
     lane: str | None = None,
     starts: int = 1,
@@ -66,22 +64,14 @@ async def _spend(
     ttl: float = 600.0,
 ) -> ClaimReply:
     """Learn what is wanted, be granted a budget for it, and claim with that."""
-    want = await _want(scene, limit)
+    want = await wanted(scene, limit)
     retry_at = None if retry_in is None else scene.clock.time() + retry_in
-    budget = _budget(want, lane, starts, retry_at=retry_at, ttl=ttl)
-    return await scene.ask(limit, grants=(_grant(scene, want, budget),))
+    budget = budget_for(want, lane, starts, retry_at=retry_at, ttl=ttl)
+    return await scene.ask(limit, grants=(granted(scene, want, budget),))
 
 
-async def _park_lanes(scene: Scene, seconds: float) -> None:
-    """Let limiters refuse every lane that wants something until then."""
-    until = scene.clock.time() + seconds
-    while (reply := await scene.ask(100)).wants:
-        (want,) = reply.wants
-        budgets = [_budget(want, lane, 0, retry_at=until) for lane in dict.fromkeys(want.ready)]
-        await scene.ask(100, grants=(_grant(scene, want, *budgets),))
-
-
-def _ids(reply: ClaimReply) -> list[str]:
+def ids_of(reply: ClaimReply) -> list[str]:
+    """Return the jobs that were granted, in the order of the grant."""
     return [lease.id for lease in reply.leases]
 
 
@@ -91,11 +81,11 @@ class Budgets(Contract):
     async def test_a_limited_queue_grants_nothing_without_a_budget(self) -> None:
         """The reply says what could start, and the states to decide on."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True)
+            await limit_starts(scene, queue=True, lanes=True)
             await scene.submit("a")
             await scene.submit("b1", "b2", lane="b")
             await scene.submit("c", lane="c", priority=1)
-            want = await _want(scene)
+            want = await wanted(scene)
             assert want.queue == QUEUE
             assert want.revision > 0
             assert (want.limits, want.lane_limits) == (LIMITS, LANE_LIMITS)
@@ -110,17 +100,17 @@ class Budgets(Contract):
             await scene.submit("a")
             grant = Grant(queue=QUEUE, revision=0, at=scene.clock.time(), budgets=())
             reply = await scene.ask(5, grants=(grant,))
-            assert _ids(reply) == ["a"]
+            assert ids_of(reply) == ["a"]
             assert (reply.wants, reply.spent) == ((), ())
-            await _limit(scene, queue=True)
-            await _limit(scene)
+            await limit_starts(scene, queue=True)
+            await limit_starts(scene)
             await scene.submit("b")
             assert await scene.claimed_ids() == ["b"]
 
     async def test_the_limits_of_a_queue_are_shown(self) -> None:
         """As they were set."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True, max_running=3)
+            await limit_starts(scene, queue=True, lanes=True, max_running=3)
             (stats,) = (await scene.storage.stats()).queues
             assert stats.settings is not None
             assert (stats.settings.limits, stats.settings.lane_limits) == (LIMITS, LANE_LIMITS)
@@ -129,66 +119,66 @@ class Budgets(Contract):
     async def test_nothing_is_wanted_where_nothing_could_start(self) -> None:
         """An empty queue, a paused one, a deadline that has passed, places that are taken."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True, max_running=2)
+            await limit_starts(scene, queue=True, lanes=True, max_running=2)
             assert (await scene.ask(5)).wants == ()
             await scene.submit("late", deadline_in=1.0)
             await scene.submit("later", delay=60.0)
             scene.clock.advance(1)
             assert (await scene.ask(5)).wants == ()
             await scene.submit("a", "b", "c", lane="l")
-            assert (await _want(scene)).ready == ("l",)
+            assert (await wanted(scene)).ready == ("l",)
             await scene.pause()
             assert (await scene.ask(5)).wants == ()
             await scene.resume()
-            want = await _want(scene)
-            grants = (_grant(scene, want, _budget(want), _budget(want, "l")),)
+            want = await wanted(scene)
+            grants = (granted(scene, want, budget_for(want), budget_for(want, "l")),)
             (a,) = await scene.claim(5, grants=grants)
             assert (await scene.ask(5)).wants == ()
             await scene.end(a)
-            assert (await _want(scene)).ready == ("l",)
+            assert (await wanted(scene)).ready == ("l",)
 
     async def test_what_is_wanted_keeps_to_the_places_that_are_left(self) -> None:
         """Of a lane as many as may run beside each other, of a queue as well."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True, lane_max_running=2)
+            await limit_starts(scene, queue=True, lane_max_running=2)
             await scene.submit("a1", "a2", "a3", lane="a")
             await scene.submit("b1", "b2", "b3", lane="b")
-            assert (await _want(scene)).ready == ("a", "a", "b", "b")
-            await _limit(scene, queue=True, lane_max_running=2, max_running=3)
-            assert (await _want(scene)).ready == ("a", "a", "b")
-            assert _ids(await _spend(scene, starts=2)) == ["a1", "a2"]
-            assert (await _want(scene)).ready == ("b",)
+            assert (await wanted(scene)).ready == ("a", "a", "b", "b")
+            await limit_starts(scene, queue=True, lane_max_running=2, max_running=3)
+            assert (await wanted(scene)).ready == ("a", "a", "b")
+            assert ids_of(await spend(scene, starts=2)) == ["a1", "a2"]
+            assert (await wanted(scene)).ready == ("b",)
 
     async def test_a_want_names_as_many_as_the_claim_has_room_for(self) -> None:
         """And not the whole backlog."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*(f"{number:04}" for number in range(500)))
-            assert 1 <= len((await _want(scene, 1)).ready) <= 100
-            assert 150 <= len((await _want(scene, 150)).ready) <= 150
+            assert 1 <= len((await wanted(scene, 1)).ready) <= 100
+            assert 150 <= len((await wanted(scene, 150)).ready) <= 150
 
     async def test_a_budget_is_spent_exactly(self) -> None:
         """In order, and the state after as many starts is stored with them."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*"abcde")
-            want = await _want(scene)
-            reply = await scene.ask(10, grants=(_grant(scene, want, _budget(want, None, 3)),))
-            assert _ids(reply) == ["a", "b", "c"]
+            want = await wanted(scene)
+            reply = await scene.ask(10, grants=(granted(scene, want, budget_for(want, None, 3)),))
+            assert ids_of(reply) == ["a", "b", "c"]
             (spent,) = reply.spent
             assert spent == Spent(QUEUE, 3, LimitState(None, spent.state.version, b"None after 3"))
             assert spent.state.version > 0
-            assert (await _want(scene)).states == (spent.state,)
+            assert (await wanted(scene)).states == (spent.state,)
 
     async def test_a_claim_takes_of_a_budget_what_it_has_room_for(self) -> None:
         """The rest was never spent."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*"abcde")
-            want = await _want(scene)
-            grants = (_grant(scene, want, _budget(want, None, 5)),)
+            want = await wanted(scene)
+            grants = (granted(scene, want, budget_for(want, None, 5)),)
             reply = await scene.ask(2, grants=grants)
-            assert _ids(reply) == ["a", "b"]
+            assert ids_of(reply) == ["a", "b"]
             assert [(spent.count, spent.state.state) for spent in reply.spent] == [
                 (2, b"None after 2")
             ]
@@ -196,22 +186,22 @@ class Budgets(Contract):
     async def test_a_budget_of_which_nothing_was_taken_is_not_written(self) -> None:
         """A version stands for a start."""
         async with self.scene() as scene:
-            await _limit(scene, lanes=True)
+            await limit_starts(scene, lanes=True)
             await scene.submit("a1", lane="a")
             await scene.submit("b1", lane="b")
-            want = await _want(scene)
-            grants = (_grant(scene, want, _budget(want, "a"), _budget(want, "b")),)
+            want = await wanted(scene)
+            grants = (granted(scene, want, budget_for(want, "a"), budget_for(want, "b")),)
             reply = await scene.ask(1, grants=grants)
-            assert _ids(reply) == ["a1"]
+            assert ids_of(reply) == ["a1"]
             assert [spent.state.lane for spent in reply.spent] == ["a"]
-            assert (await _want(scene)).states == (LimitState("b", 0, None),)
+            assert (await wanted(scene)).states == (LimitState("b", 0, None),)
 
     async def test_what_has_more_jobs_than_its_budget_wants_another(self) -> None:
         """Where no time to wait until was named, in the same reply and on the new state."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*"abc")
-            reply = await _spend(scene, starts=2)
+            reply = await spend(scene, starts=2)
             (want,) = reply.wants
             assert want.ready == (None,)
             assert want.states == (reply.spent[0].state,)
@@ -219,21 +209,21 @@ class Budgets(Contract):
     async def test_a_grant_serves_one_claim(self) -> None:
         """What it was decided on has changed with the first."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*"abc")
-            want = await _want(scene)
-            grants = (_grant(scene, want, _budget(want)),)
-            assert _ids(await scene.ask(1, grants=grants)) == ["a"]
-            assert (await _want(scene, grants=grants)).ready == (None, None)
+            want = await wanted(scene)
+            grants = (granted(scene, want, budget_for(want)),)
+            assert ids_of(await scene.ask(1, grants=grants)) == ["a"]
+            assert (await wanted(scene, grants=grants)).ready == (None, None)
 
     async def test_of_those_who_decided_on_one_state_only_one_starts_something(self) -> None:
         """However many processes claim at once."""
         async with self.scene() as scene, scene.another() as other:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*(str(number) for number in range(20)))
             for _ in range(3):
-                want = await _want(scene, worker="asks")
-                grants = (_grant(scene, want, _budget(want, None, 2)),)
+                want = await wanted(scene, worker="asks")
+                grants = (granted(scene, want, budget_for(want, None, 2)),)
                 replies = await asyncio.gather(
                     *(
                         (other if number % 2 else scene).ask(5, worker=f"w-{number}", grants=grants)
@@ -246,47 +236,47 @@ class Budgets(Contract):
     async def test_an_old_grant_is_not_used(self) -> None:
         """Limiters are widened by the oldest that one may be, and by no more."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit("a")
-            want = await _want(scene)
-            old = _grant(scene, want, _budget(want), age=GRANT_AGE * 1.01)
+            want = await wanted(scene)
+            old = granted(scene, want, budget_for(want), age=GRANT_AGE * 1.01)
             assert (await scene.ask(1, grants=(old,))).wants == (want,)
-            fresh = _grant(scene, want, _budget(want), age=GRANT_AGE * 0.99)
-            assert _ids(await scene.ask(1, grants=(fresh,))) == ["a"]
+            fresh = granted(scene, want, budget_for(want), age=GRANT_AGE * 0.99)
+            assert ids_of(await scene.ask(1, grants=(fresh,))) == ["a"]
 
     async def test_a_grant_from_the_future_is_not_used(self) -> None:
         """It was decided for another moment."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit("a")
-            want = await _want(scene)
-            early = _grant(scene, want, _budget(want), age=-0.01)
+            want = await wanted(scene)
+            early = granted(scene, want, budget_for(want), age=-0.01)
             assert (await scene.ask(1, grants=(early,))).wants == (want,)
 
     async def test_a_grant_by_other_limits_is_not_used(self) -> None:
         """The revision is another with each change of the limits, and only then."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit("a")
-            want = await _want(scene)
-            grants = (_grant(scene, want, _budget(want)),)
+            want = await wanted(scene)
+            grants = (granted(scene, want, budget_for(want)),)
             seen = {want.revision}
             for limits in ({"lanes": True, "queue": True}, {"queue": True}):
-                await _limit(scene, **limits)
-                want = await _want(scene, grants=grants)
+                await limit_starts(scene, **limits)
+                want = await wanted(scene, grants=grants)
                 assert want.revision not in seen
                 seen.add(want.revision)
-            await _limit(scene, queue=True, max_running=5)
-            assert (await _want(scene)).revision == want.revision
+            await limit_starts(scene, queue=True, max_running=5)
+            assert (await wanted(scene)).revision == want.revision
 
     async def test_jobs_without_a_lane_are_not_bound_by_the_limits_of_lanes(self) -> None:
         """They pass those that are."""
         async with self.scene() as scene:
-            await _limit(scene, lanes=True)
+            await limit_starts(scene, lanes=True)
             await scene.submit("a1", lane="a")
             await scene.submit("free-1", "free-2")
             reply = await scene.ask(5)
-            assert _ids(reply) == ["free-1", "free-2"]
+            assert ids_of(reply) == ["free-1", "free-2"]
             assert reply.spent == ()
             (want,) = reply.wants
             assert want.ready == ("a",)
@@ -295,17 +285,17 @@ class Budgets(Contract):
     async def test_lanes_with_a_budget_pass_those_without(self) -> None:
         """In the order of the queue among themselves."""
         async with self.scene() as scene:
-            await _limit(scene, lanes=True, lane_max_running=2)
+            await limit_starts(scene, lanes=True, lane_max_running=2)
             for number in range(1, 3):
                 await scene.submit(f"a{number}", lane="a")
                 await scene.submit(f"b{number}", lane="b")
                 await scene.submit(f"c{number}", lane="c")
             await scene.submit("b3", lane="b", priority=1)
-            want = await _want(scene)
+            want = await wanted(scene)
             assert want.ready == ("b", "a", "b", "c", "a", "c")
-            grants = (_grant(scene, want, _budget(want, "c"), _budget(want, "b", 2)),)
+            grants = (granted(scene, want, budget_for(want, "c"), budget_for(want, "b", 2)),)
             reply = await scene.ask(10, grants=grants)
-            assert _ids(reply) == ["b3", "b1", "c1"]
+            assert ids_of(reply) == ["b3", "b1", "c1"]
             assert {spent.state.lane: spent.count for spent in reply.spent} == {"b": 2, "c": 1}
             (want,) = reply.wants
             assert want.ready == ("a", "a", "c")
@@ -313,17 +303,17 @@ class Budgets(Contract):
     async def test_a_start_takes_of_both_budgets(self) -> None:
         """The queue's and its lane's, or of neither."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True)
+            await limit_starts(scene, queue=True, lanes=True)
             await scene.submit("a1", lane="a")
             await scene.submit("b1", lane="b")
             await scene.submit("free")
-            want = await _want(scene)
+            want = await wanted(scene)
             assert want.ready == ("a", "b", None)
-            lanes_only = _grant(scene, want, _budget(want, "a"), _budget(want, "b"))
-            assert (await _want(scene, grants=(lanes_only,))).states == want.states
-            grant = _grant(scene, want, _budget(want, None, 3), _budget(want, "b"))
+            lanes_only = granted(scene, want, budget_for(want, "a"), budget_for(want, "b"))
+            assert (await wanted(scene, grants=(lanes_only,))).states == want.states
+            grant = granted(scene, want, budget_for(want, None, 3), budget_for(want, "b"))
             reply = await scene.ask(10, grants=(grant,))
-            assert _ids(reply) == ["b1", "free"]
+            assert ids_of(reply) == ["b1", "free"]
             assert {spent.state.lane: spent.count for spent in reply.spent} == {None: 2, "b": 1}
             (want,) = reply.wants
             assert want.ready == ("a",)
@@ -332,34 +322,34 @@ class Budgets(Contract):
     async def test_a_limited_queue_holds_up_no_other(self) -> None:
         """Neither for want of a budget nor while it is parked."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit("a", "b")
             await scene.submit("x", queue="other")
             queues = (QUEUE, "other")
             reply = await scene.ask(1, queues=queues)
-            assert _ids(reply) == ["x"]
+            assert ids_of(reply) == ["x"]
             assert [want.queue for want in reply.wants] == [QUEUE]
-            await _spend(scene, starts=1, retry_in=60.0)
+            await spend(scene, starts=1, retry_in=60.0)
             await scene.submit("y", queue="other")
             reply = await scene.ask(5, queues=queues)
-            assert _ids(reply) == ["y"]
+            assert ids_of(reply) == ["y"]
             assert reply.wants == ()
 
     async def test_a_state_is_forgotten_after_its_time(self) -> None:
         """Then it counts as none, and a version is never used again."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit(*"abcdef")
             versions = []
             for sweeps in (False, True, False):
-                reply = await _spend(scene, ttl=10.0)
+                reply = await spend(scene, ttl=10.0)
                 versions.append(reply.spent[0].state.version)
                 scene.clock.advance(9.9)
-                assert (await _want(scene)).states == (reply.spent[0].state,)
+                assert (await wanted(scene)).states == (reply.spent[0].state,)
                 scene.clock.advance(0.1)
                 if sweeps:
                     await scene.sweep(end_leases=False)
-                assert (await _want(scene)).states == (LimitState(None, 0, None),)
+                assert (await wanted(scene)).states == (LimitState(None, 0, None),)
             assert versions == sorted(set(versions))
 
     async def test_every_reply_has_the_time_of_the_storage(self) -> None:
@@ -381,291 +371,43 @@ class Budgets(Contract):
     async def test_a_claim_after_settlements_uses_budgets_too(self) -> None:
         """It is served like any other."""
         async with self.scene() as scene:
-            await _limit(scene, lanes=True)
+            await limit_starts(scene, lanes=True)
             await scene.submit("a1", "a2", "a3", lane="a")
-            (lease,) = (await _spend(scene, "a")).leases
+            (lease,) = (await spend(scene, "a")).leases
             _, reply = await scene.storage.settle([scene.settlement(lease)], scene.request(5))
             assert reply is not None
             assert reply.leases == ()
             (want,) = reply.wants
-            grants = (_grant(scene, want, _budget(want, "a")),)
+            grants = (granted(scene, want, budget_for(want, "a")),)
             _, reply = await scene.storage.settle([], scene.request(5, grants=grants))
             assert reply is not None
-            assert _ids(reply) == ["a2"]
+            assert ids_of(reply) == ["a2"]
             assert [spent.state.lane for spent in reply.spent] == ["a"]
 
     async def test_a_repeated_claim_spends_nothing(self) -> None:
         """Its leases stand for what was spent."""
         async with self.scene() as scene:
-            await _limit(scene, queue=True)
+            await limit_starts(scene, queue=True)
             await scene.submit("a", "b")
-            want = await _want(scene)
-            request = scene.request(1, grants=(_grant(scene, want, _budget(want, None, 2)),))
+            want = await wanted(scene)
+            request = scene.request(1, grants=(granted(scene, want, budget_for(want, None, 2)),))
             first = await scene.storage.claim(request)
             again = await scene.storage.claim(request)
             assert [lease.token for lease in again.leases] == [
                 lease.token for lease in first.leases
             ]
             assert again.spent == ()
-            assert (await _want(scene)).states == (first.spent[0].state,)
+            assert (await wanted(scene)).states == (first.spent[0].state,)
 
 
-class Parks(Contract):
-    """What limiters refuse leaves the ready order until its time."""
-
-    async def test_a_lane_whose_budget_is_used_up_is_parked(self) -> None:
-        """It wants nothing and shows nothing until its time; then it does."""
-        async with self.scene() as scene:
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", "a2", lane="a")
-            await scene.submit("b1", lane="b")
-            reply = await _spend(scene, "a", retry_in=5.0)
-            assert [want.ready for want in reply.wants] == [("b",)]
-            await scene.end(reply.leases[0])
-            assert (await _want(scene)).ready == ("b",)
-            scene.clock.advance(4.9)
-            assert (await _want(scene)).ready == ("b",)
-            scene.clock.advance(0.1)
-            want = await _want(scene)
-            assert want.ready == ("a", "b")
-            assert want.states[0] == reply.spent[0].state
-
-    async def test_a_lane_that_is_refused_everything_is_parked(self) -> None:
-        """No start, no state, and other lanes go on."""
-        async with self.scene() as scene:
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", lane="a")
-            await scene.submit("b1", lane="b")
-            want = await _want(scene)
-            refused = _budget(want, "a", 0, retry_at=scene.clock.time() + 5)
-            reply = await scene.ask(5, grants=(_grant(scene, want, refused, _budget(want, "b")),))
-            assert _ids(reply) == ["b1"]
-            assert reply.wants == ()
-            assert [spent.state.lane for spent in reply.spent] == ["b"]
-            assert (await scene.ask(5)).wants == ()
-            scene.clock.advance(5)
-            assert (await _want(scene)).states == (LimitState("a", 0, None),)
-
-    async def test_a_queue_whose_budget_is_used_up_is_parked(self) -> None:
-        """All of it, whatever budgets its lanes have."""
-        async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True)
-            await scene.submit("a1", lane="a")
-            await scene.submit("b1", lane="b")
-            await scene.submit("free")
-            want = await _want(scene)
-            until = scene.clock.time() + 5
-            budgets = (_budget(want, None, 2, retry_at=until), _budget(want, "a"))
-            reply = await scene.ask(5, grants=(_grant(scene, want, *budgets),))
-            assert _ids(reply) == ["a1", "free"]
-            assert reply.wants == ()
-            assert (await scene.ask(5)).wants == ()
-            await scene.submit("more", priority=9)
-            assert (await scene.ask(5)).wants == ()
-            scene.clock.advance(5)
-            assert (await _want(scene)).ready == (None, "b")
-
-    async def test_what_has_its_time_already_is_not_parked(self) -> None:
-        """The time may have come between the decision and the claim."""
-        async with self.scene() as scene:
-            await _limit(scene, queue=True)
-            await scene.submit("a", "b")
-            reply = await _spend(scene, retry_in=0.0)
-            assert _ids(reply) == ["a"]
-            assert [want.ready for want in reply.wants] == [(None,)]
-
-    async def test_a_budget_that_is_outdated_parks_nothing(self) -> None:
-        """Its time was that of another state."""
-        async with self.scene() as scene:
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", lane="a")
-            want = await _want(scene)
-            outdated = Budget("a", 77, (), 60.0, scene.clock.time() + 60)
-            assert (await scene.ask(5, grants=(_grant(scene, want, outdated),))).wants == (want,)
-
-    async def test_jobs_that_come_to_a_parked_lane_wait_with_it(self) -> None:
-        """New ones, urgent ones, due ones, and those that go back into line."""
-        async with self.scene() as scene:
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", lane="a")
-            (a1,) = (await _spend(scene, "a", retry_in=60.0)).leases
-            await scene.submit("a2", lane="a", priority=9)
-            await scene.submit("a3", lane="a", delay=1.0)
-            scene.clock.advance(1)
-            await scene.storage.settle([scene.settlement(a1)])
-            await scene.submit("b1", lane="b")
-            await scene.sweep()
-            assert (await _want(scene)).ready == ("b",)
-            scene.clock.advance(59)
-            assert (await _want(scene)).ready == ("a", "b")
-            assert _ids(await _spend(scene, "a")) == ["a2"]
-
-    async def test_new_limits_let_in_what_is_parked(self) -> None:
-        """They hold from the next claim on, and so does their absence."""
-        async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True)
-            await scene.submit("a1", "a2", lane="a")
-            await scene.submit("b1", lane="b")
-            until = scene.clock.time() + 3600
-            want = await _want(scene)
-            refused = _grant(scene, want, _budget(want), _budget(want, "a", 0, retry_at=until))
-            assert _ids(await scene.ask(5, grants=(refused,))) == []
-            await _spend(scene, None, 0, retry_in=3600.0)
-            assert (await scene.ask(5)).wants == ()
-            await _limit(scene, lanes=True)
-            assert (await _want(scene)).ready == ("a", "b")
-            await _park_lanes(scene, 3600.0)
-            assert (await scene.ask(5)).wants == ()
-            await _limit(scene)
-            assert await scene.claimed_ids() == ["a1", "b1"]
-
-    async def test_parked_lanes_cost_the_others_nothing(self) -> None:
-        """Hundreds of them do not stand between a claim and the next job."""
-        async with self.scene() as scene:
-            await _limit(scene, lanes=True)
-            for name in ("first", "second", "third"):
-                await scene.send(
-                    *(scene.job(f"{name}-{lane}", lane=str(lane)) for lane in range(400))
-                )
-            await _park_lanes(scene, 60.0)
-            await scene.submit("last", lane="last")
-            assert (await _want(scene, 1)).ready == ("last",)
-            assert _ids(await _spend(scene, "last", limit=1)) == ["last"]
-            scene.clock.advance(60)
-            assert len((await _want(scene, 1)).ready) == 100
-
-    async def test_a_sweep_lets_in_what_has_its_time(self) -> None:
-        """Lanes and queues; and it forgets lanes that have nothing any more."""
-        async with self.scene() as scene:
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", "a2", lane="a")
-            (a1,) = (await _spend(scene, "a", retry_in=5.0)).leases
-            await scene.end(a1)
-            await scene.cancel("a2")
-            scene.clock.advance(5)
-            await scene.sweep()
-            await scene.submit("a3", lane="a")
-            assert (await _want(scene)).ready == ("a",)
-
-    async def test_what_is_parked_calls_for_no_sweep(self) -> None:
-        """It comes round anyway; a limited queue must not keep the sweeper busy."""
-        async with self.scene() as scene:
-            await _limit(scene, queue=True, lanes=True)
-            await scene.submit("a1", "a2", lane="a")
-            want = await _want(scene)
-            until = scene.clock.time() + 5
-            budgets = (_budget(want, retry_at=until), _budget(want, "a", retry_at=until))
-            reply = await scene.ask(5, grants=(_grant(scene, want, *budgets),))
-            assert _ids(reply) == ["a1"]
-            assert reply.next_in is None
-            await scene.end(reply.leases[0])
-            await scene.purge("a1")
-            assert (await scene.sweep()).next_in is None
-            scene.clock.advance(60)
-            await scene.sweep()
-            assert (await scene.sweep()).next_in is None
-
-    async def test_a_claim_of_nothing_takes_nothing(self) -> None:
-        """Neither something new nor what it was granted before."""
-        async with self.scene() as scene:
-            await scene.submit("a", "b")
-            request = scene.request(1)
-            await scene.storage.claim(request)
-            nothing = scene.request(0, number=request.number)
-            assert (await scene.storage.claim(nothing)).leases == ()
-            reply = await scene.ask(0)
-            assert (reply.leases, reply.wants) == ((), ())
-            assert reply.now == scene.clock.time()
-
-    @_push
-    async def test_a_claim_of_nothing_registers_nobody(self) -> None:
-        """Its peer has no place for a job."""
-        async with self.scene() as scene, scene.listen("p") as ear:
-            await scene.ask(0, peer="p")
-            await scene.submit("a")
-            await ear.catch_up()
-            assert ear.wakes() == 0
-
-    @_push
-    async def test_a_claim_of_nothing_lets_in_and_wakes(self) -> None:
-        """As many idle peers as jobs have become claimable, the asking one never."""
-        async with (
-            self.scene() as scene,
-            scene.listen("p1") as one,
-            scene.listen("p2") as two,
-            scene.listen("p3") as three,
-        ):
-            ears = (one, two, three)
-            await _limit(scene, lanes=True)
-            for lane in "ab":
-                await scene.submit(f"{lane}1", f"{lane}2", lane=lane)
-            await _park_lanes(scene, 5.0)
-            for ear in ears:
-                await scene.ask(1, peer=ear.peer, worker=ear.peer)
-            await scene.ask(0)
-            scene.clock.advance(4.9)
-            await scene.ask(0)
-            for ear in ears:
-                await ear.catch_up()
-            assert [ear.wakes() for ear in ears] == [0, 0, 0]
-            scene.clock.advance(0.1)
-            await scene.ask(0, peer="p1")
-            await two.hears_wake()
-            await three.hears_wake()
-            await one.catch_up()
-            assert one.wakes() == 0
-
-    @_push
-    async def test_one_lane_that_is_let_in_wakes_one_peer(self) -> None:
-        """Not everybody who is idle."""
-        async with (
-            self.scene() as scene,
-            scene.listen("p1") as one,
-            scene.listen("p2") as two,
-        ):
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", "a2", lane="a")
-            await _park_lanes(scene, 5.0)
-            for ear in (one, two):
-                await scene.ask(1, peer=ear.peer, worker=ear.peer)
-            scene.clock.advance(5)
-            await scene.ask(0)
-            for ear in (one, two):
-                await ear.catch_up()
-            assert one.wakes() + two.wakes() == 1
-
-    @_push
-    async def test_a_queue_that_is_let_in_wakes(self) -> None:
-        """By a claim of nothing or by a sweep; before that a submission wakes nobody."""
-        async with self.scene() as scene, scene.listen("p") as ear:
-            await _limit(scene, queue=True)
-            await scene.submit("a", "b", "c")
-            for wakes, by_sweep in enumerate((False, True)):
-                await _spend(scene, starts=1, retry_in=5.0)
-                await scene.ask(1, peer="p")
-                await scene.submit(f"more-{wakes}")
-                await scene.sweep()
-                await ear.catch_up()
-                assert ear.wakes() == wakes
-                scene.clock.advance(5)
-                await (scene.sweep() if by_sweep else scene.ask(0))
-                await ear.hears_wake(wakes + 1)
-
-    @_push
-    async def test_a_sweep_wakes_for_lanes_that_it_lets_in(self) -> None:
-        """Should the process that parked them have died."""
-        async with self.scene() as scene, scene.listen("p") as ear:
-            await _limit(scene, lanes=True)
-            await scene.submit("a1", lane="a")
-            await _park_lanes(scene, 5.0)
-            await scene.ask(1, peer="p")
-            await scene.sweep()
-            await ear.catch_up()
-            assert ear.wakes() == 0
-            scene.clock.advance(5)
-            await scene.sweep()
-            await ear.hears_wake()
-            assert (await _want(scene)).ready == ("a",)
-
-
-__all__ = ["Budgets", "Parks"]
+__all__ = [
+    "LANE_LIMITS",
+    "LIMITS",
+    "Budgets",
+    "budget_for",
+    "granted",
+    "ids_of",
+    "limit_starts",
+    "spend",
+    "wanted",
+]
