@@ -43,7 +43,7 @@ OFFERED, REMEMBERED = 64, 256
 KEPT = 60.0
 #: Seconds after which a queue is claimed again whose limiters were not usable.
 LOOK_AGAIN = 10.0
-#: What is added to a retry time, in seconds, so that rounding does not make it come too soon.
+#: Seconds by which rounding must not make a grant come from the future or a retry too soon.
 _HAIR = 1e-6
 
 
@@ -204,7 +204,7 @@ class Budgets:
 
     def _set_clock(self, stamp: float, sent: float, received: float) -> None:
         """Estimate the storage's time: the stamp was made between the two moments."""
-        least, most = stamp - received, stamp - sent
+        least, most = stamp - received - _HAIR, stamp - sent
         if self._ahead is None or not least <= self._ahead <= most:
             self._ahead = least
 
