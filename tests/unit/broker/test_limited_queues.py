@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -36,6 +36,7 @@ from plugq.protocols.storage import ClaimReply, ClaimRequest, Lease, NewJob, Set
 from plugq.registry import Registry
 from plugq.retry import RetryTerms
 from plugq.worker import Engine, EngineSettings, Runner
+from plugq.worker.runner import Attempt
 
 BODY = pack(Envelope("application/json", b"[[], {}]", RetryTerms()))
 START = 1_700_000_000.0
@@ -169,13 +170,13 @@ class World:
     engines: list[Engine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+        self.random = random.Random(self.seed)  # noqa: S311 - the same in every run
         self.clock = LoopClock(self.drift)
         self.store = MemoryStorage(MemoryOptions(), PluginContext(clock=self.clock))
         self.registry = Registry()
         self.submitted = 0
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         await self.store.start()
         await self.configure(self.queues)
         return self
@@ -233,12 +234,16 @@ class World:
             limiters=limiter or self.limiter,
         )
         serde = self.registry.build("serde", "json", {}, PluginContext())
+
+        def finished(attempt: Attempt, settlement: Settlement | None) -> None:
+            engine.finished(attempt, settlement)
+
         runner = Runner(
             {serde.content_type: serde},
             self.clock,
             threads=1,
             result_limit=1000,
-            finished=lambda attempt, settlement: engine.finished(attempt, settlement),
+            finished=finished,
         )
         terms = EngineSettings(worker=f"w{len(self.links)}", queues=queues, concurrency=slots)
         engine = Engine(broker, runner, {"t": Handler(seconds)}, terms, self.clock)

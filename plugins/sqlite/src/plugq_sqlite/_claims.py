@@ -109,9 +109,7 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
             due.append(0.0)
             continue
         granted += _lease(tx, request, queue, rows)
-        tx.taken(queue.id, len(rows))
-        if limited is not None and budgeting.more:
-            tx.wake_one(queue.id)
+        _note_taken(tx, queue, budgeting, len(rows))
     if granted:
         remember(tx, request, known)
     if request.peer and request.limit > 0:
@@ -184,6 +182,12 @@ def _pick(
     budgeting.finish(queue, allowance)
     tx.taken(queue.id, allowance.left)
     return tx.db.execute(_PICKED, (numbers(picked),)).fetchall() if picked else []
+
+
+def _note_taken(tx: Transaction, queue: Queue, budgeting: Budgeting, count: int) -> None:
+    tx.taken(queue.id, count)
+    if queue.limited is not None and budgeting.more:
+        tx.wake_one(queue.id)
 
 
 def _first(
