@@ -26,7 +26,7 @@ from plugq.broker.budgets import Budgets
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
 from plugq.config import load_config
 from plugq.envelope import Envelope, pack
-from plugq.errors import ConfigError, Unavailable
+from plugq.errors import ConfigError, OutcomeUnknown, Unavailable
 from plugq.limiters import Chain, unpack_limits
 from plugq.protocols.budgets import GRANT_AGE
 from plugq.protocols.edits import Configure
@@ -103,7 +103,7 @@ class Link:
         self._world = world
         self._latency = latency
         self.calls: Counter[str] = Counter()
-        self.dead = False
+        self.dead = self.lossy = False
         self.capabilities = MemoryStorage.capabilities
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
@@ -111,6 +111,7 @@ class Link:
         await self._travel()
         reply = await self._world.store.claim(request)
         self._world.took(reply.leases)
+        self._lose()
         await self._travel()
         return reply
 
@@ -122,12 +123,17 @@ class Link:
         replies, claimed = await self._world.store.settle(settlements, claim)
         if claimed is not None:
             self._world.took(claimed.leases)
+        self._lose()
         await self._travel()
         return replies, claimed
 
+    def _lose(self) -> None:
+        if self.lossy and self._world.random.random() < 0.1:
+            raise OutcomeUnknown("the reply was lost")
+
     async def _travel(self) -> None:
-        if self.dead:
-            raise Unavailable("this process is dead")
+        if self.dead or (self.lossy and self._world.random.random() < 0.05):
+            raise Unavailable("this process is dead, or its request was lost")
         await asyncio.sleep(self._latency * self._world.random.uniform(0.5, 1.0))
 
     async def sweep(self, request: Any) -> Any:
@@ -411,6 +417,34 @@ def test_what_a_dead_process_parked_is_let_in_by_a_sweep() -> None:
             # A takeover of the sweep, should it be needed, takes three seconds.
             assert len(moments) >= 4
             assert all(later - earlier < 1.3 for earlier, later in pairwise(moments[1:]))
+
+    simulate(work)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lost_replies_exceed_no_limit_and_lose_no_job(seed: int) -> None:
+    async def work() -> None:
+        queue = {"limits": rate(60, 1.0), "lane_limits": rate(20, 1.0)}
+        async with World({"q": queue}, seed=seed) as world:
+            for lane in names(4):
+                await world.submit("q", lane, 50)
+            for _ in range(3):
+                await world.process("q", maintain=True)
+                world.links[-1].lossy = True
+            await asyncio.sleep(20)
+            for link in world.links:
+                link.lossy = False
+            await asyncio.sleep(60)
+            # A claim that is asked again shows leases that it was granted before.
+            started = {(lease.id, lease.attempt): lease for lease in world.starts}
+            moments = sorted(lease.started_at for lease in started.values())
+            assert not crowded(moments, 60, 1.0)
+            for lane in names(4):
+                assert not crowded(
+                    sorted(x.started_at for x in started.values() if x.lane == lane), 20, 1.0
+                )
+            (stats,) = (await world.store.stats()).tasks
+            assert stats.counts["succeeded"] == 200
 
     simulate(work)
 

@@ -31,6 +31,7 @@ from plugq.broker.dispatch import (
     Timer,
     Woken,
 )
+from plugq.broker.limited import LimitedQueues
 from plugq.broker.reports import Reports
 from plugq.broker.scheduler import Scheduler
 from plugq.broker.sweeper import Sweeper
@@ -75,8 +76,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 #: wake-ups by the storage.
 SLOW_POLL = 10.0
 POLL = 1.0
-#: Seconds after which a broker lets in for others what it has parked and does not claim itself.
-LET_IN = 0.005
 
 
 def _no_limiters(_: bytes) -> Limiter:
@@ -140,16 +139,16 @@ class LocalBroker(Lifecycle):
         )
         self._poll = SLOW_POLL if Capability.PUSH_WAKEUPS in storage.capabilities else POLL
         self._dispatch = Dispatch(self._next_poll)
-        self._budgets = Budgets(limiters)
-        self._retry_at: float | None = None
+        self._limits = LimitedQueues(
+            Budgets(limiters),
+            clock,
+            again=lambda queues: self._handle(Woken(queues)),
+            let_in=lambda queues: self._spawn(self._let_in(queues)),
+        )
         self._keys = itertools.count()
         self._replies: dict[int, asyncio.Future[ClaimReply]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alarm = Alarm(clock, lambda: self._handle(Tick()))
-        self._retry_alarm = Alarm(clock, self._retry)
-        #: Queues that nobody here claims although something may run again, and since when.
-        self._unclaimed: dict[str, float] = {}
-        self._let_in_alarm = Alarm(clock, self._ring_to_let_in)
         self._listeners: list[Callable[[Sequence[Notice]], None]] = []
         self._submits: Coalescer[NewJob, SubmitReply] = Coalescer(
             storage.submit,
@@ -188,8 +187,7 @@ class LocalBroker(Lifecycle):
             await gets.stop()
         await self._supervisor.stop()
         await self._alarm.stop()
-        await self._retry_alarm.stop()
-        await self._let_in_alarm.stop()
+        await self._limits.stop()
         while self._tasks:
             # Probes whose callers have gone still have leases to give back.
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -217,7 +215,7 @@ class LocalBroker(Lifecycle):
         future: asyncio.Future[ClaimReply] = asyncio.get_running_loop().create_future()
         self._replies[key] = future
         now = self._clock.monotonic()
-        closed = self._budgets.closed_until(request.queues, now)
+        closed = self._limits.budgets.closed_until(request.queues, now)
         self._handle(Asked(key, request, now + wait, closed))
         try:
             reply = await future
@@ -240,12 +238,12 @@ class LocalBroker(Lifecycle):
         """End attempts and claim, in one step, what is ready now."""
         changes = self._dispatch.changes
         lent = None
-        if claim is None and (frees := self._budgets.frees(settlements)):
+        if claim is None and (frees := self._limits.budgets.frees(settlements)):
             # What these jobs leave free would wake another broker, which knows no state.
             lent = self._dispatch.lend(frees)
         sent = self._clock.monotonic()
         asked = claim if lent is None else lent.request
-        asked = None if asked is None else self._budgets.prepare(asked, sent)
+        asked = None if asked is None else self._limits.budgets.prepare(asked, sent)
         try:
             replies, claimed = await self._storage.settle(settlements, asked)
         except BaseException:
@@ -259,7 +257,7 @@ class LocalBroker(Lifecycle):
             if reply.state is JobState.DELAYED
         ]
         if asked is not None and claimed is not None:
-            more = self._learn(asked, claimed, sent)
+            more = self._limits.learn(asked, claimed, sent)
             if lent is not None:
                 self._handle(Answered(lent.key, claimed, more))
                 claimed = None
@@ -339,7 +337,7 @@ class LocalBroker(Lifecycle):
         return {
             "peer": self._peer,
             "waiting_claims": self._dispatch.waiting,
-            "limits": self._budgets.state(),
+            "limits": self._limits.budgets.state(),
             "loops": self._supervisor.state(),
             "sweeper": None if self._sweeper is None else self._sweeper.state(),
             "schedules": {} if self._scheduler is None else self._scheduler.state(),
@@ -390,7 +388,7 @@ class LocalBroker(Lifecycle):
                     if reply.leases:
                         self._spawn(self._give_back(reply))
                 case LetIn(queues):
-                    self._wait_to_let_in(queues)
+                    self._limits.leave(queues)
                 case Timer(at):
                     self._alarm.set(at)
 
@@ -401,7 +399,7 @@ class LocalBroker(Lifecycle):
 
     async def _probe(self, key: int, request: ClaimRequest) -> None:
         sent = self._clock.monotonic()
-        request = self._budgets.prepare(request, sent)
+        request = self._limits.budgets.prepare(request, sent)
         try:
             reply = await self._storage.claim(request)
         except PlugqError as error:
@@ -410,44 +408,13 @@ class LocalBroker(Lifecycle):
             logger.exception("the storage failed to answer a claim")
             self._fail(key, Unavailable(f"the storage failed: {type(error).__name__}: {error}"))
         else:
-            self._handle(Answered(key, reply, self._learn(request, reply, sent)))
+            self._handle(Answered(key, reply, self._limits.learn(request, reply, sent)))
 
     def _fail(self, key: int, error: PlugqError) -> None:
         future = self._replies.get(key)
         if future is not None and not future.done():
             future.set_exception(error)
         self._handle(Refused(key))
-
-    def _learn(self, request: ClaimRequest, reply: ClaimReply, sent: float) -> bool:
-        more = self._budgets.learn(request, reply, sent, self._clock.monotonic())
-        self._set_retry()
-        return more
-
-    def _set_retry(self) -> None:
-        at = self._budgets.retry
-        if at != self._retry_at:
-            self._retry_at = at
-            self._retry_alarm.set(at)
-
-    def _retry(self) -> None:
-        self._retry_at = None
-        queues = self._budgets.due(self._clock.monotonic())
-        if queues:
-            self._handle(Woken(queues))
-        self._set_retry()
-
-    def _wait_to_let_in(self, queues: frozenset[str]) -> None:
-        now = self._clock.monotonic()
-        if not self._unclaimed:
-            self._let_in_alarm.set(now + LET_IN)
-        for queue in queues:
-            self._unclaimed.setdefault(queue, now)
-
-    def _ring_to_let_in(self) -> None:
-        queues = self._budgets.unasked(self._unclaimed)
-        self._unclaimed.clear()
-        if queues:
-            self._spawn(self._let_in(queues))
 
     async def _let_in(self, queues: tuple[str, ...]) -> None:
         """Let in, for others, what this broker has parked; when that fails a sweep does it."""
