@@ -91,6 +91,7 @@ def simulate(work: Callable[[], Awaitable[None]]) -> None:
     loop = Loop()
     try:
         loop.run_until_complete(asyncio.wait_for(work(), 10_000))
+        assert not asyncio.all_tasks(loop)
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()

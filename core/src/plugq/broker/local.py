@@ -191,6 +191,8 @@ class LocalBroker(Lifecycle):
         while self._tasks:
             # Probes whose callers have gone still have leases to give back.
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Their answers may have set a timer again.
+        await self._limits.stop()
         if self._sweeper is not None:
             with contextlib.suppress(PlugqError):
                 await self._sweeper.resign()
