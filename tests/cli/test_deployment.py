@@ -129,7 +129,7 @@ def test_check_finds_everything(shop: Shell) -> None:
         [tasks.helo]
         queue = "mail"
         [queues.mail]
-        limits = [{ use = "rate", limit = 1, per = "1s" }]
+        limits = [{ use = "rate", limit = 0, per = "1s" }, { use = "rat" }]
         [require]
         shared_hosts = true
         [schedules.night]
@@ -149,7 +149,8 @@ def test_check_finds_everything(shop: Shell) -> None:
         "storage.pth: unknown option, did you mean 'path'?",
         "storage.path: this option is required",
         "schedules.late: cron",
-        "queues.mail.limits: limits are not supported",
+        "queues.mail.limits[0].limit: expected a whole number from 1",
+        "no limiter plugin is named 'rat'",
         "tasks.helo: jobs has no such task, did you mean 'hello'?",
         "schedules.night.task: jobs has no task 'nothing'",
         "worker.queues: no task and no [queues] names 'defualt', did you mean 'default'?",

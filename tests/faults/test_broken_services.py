@@ -201,8 +201,8 @@ def answers_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
 def wake_ups_during_a_probe_are_lost(patch: pytest.MonkeyPatch) -> None:
     woken = Dispatch._woken
 
-    def forget(self: Dispatch, actions: Any) -> None:
-        woken(self, actions)
+    def forget(self: Dispatch, names: Any, actions: Any) -> None:
+        woken(self, names, actions)
         for claim in self._claims.values():
             claim.again = False
 

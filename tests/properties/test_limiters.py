@@ -46,13 +46,11 @@ chains = st.lists(limiters, min_size=1, max_size=4).map(Chain)
 
 #: Wait a share of the window, up to or just before the time to try again, or not at all.
 waits = st.floats(0.0, 2.0) | st.floats(0.0, 0.01) | st.sampled_from(["due", "soon", 0.0])
-acquire = st.tuples(st.just("acquire"), waits, st.integers(1, 8) | st.just(PLENTY))
-refund = st.tuples(st.just("refund"), st.integers(0, 3), st.floats(0.0, 1.0))
-acts = st.lists(acquire | acquire | refund, max_size=60)
+acts = st.lists(st.tuples(waits, st.integers(1, 8) | st.just(PLENTY)), max_size=60)
 
 
 class Life:
-    """Acts on one limiter and remembers what was granted and kept."""
+    """Acts on one limiter and remembers what was granted."""
 
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
@@ -61,13 +59,10 @@ class Life:
         self.retry_at: float | None = None
         self.kept: list[tuple[float, int]] = []
 
-    def live(self, acts: Sequence[tuple[str, float | str, float]]) -> list[tuple[float, int]]:
-        for kind, first, second in acts:
-            if kind == "acquire":
-                self.wait(first)
-                self.acquire(int(second))
-            else:
-                self.give_back(int(first), second)
+    def live(self, acts: Sequence[tuple[float | str, int]]) -> list[tuple[float, int]]:
+        for share, want in acts:
+            self.wait(share)
+            self.acquire(want)
         return self.kept
 
     def wait(self, share: float | str) -> None:
@@ -84,15 +79,6 @@ class Life:
             self.kept.append((step.at, step.granted))
         return step
 
-    def give_back(self, back: int, share: float) -> None:
-        if back < len(self.kept):
-            index = len(self.kept) - 1 - back
-            at, number = self.kept.pop(index)
-            unused = math.ceil(share * number)
-            if unused < number:
-                self.kept.insert(index, (at, number - unused))
-            self.state = self.limiter.refund(self.state, unused, at)
-
 
 def assert_bounded(kept: Sequence[tuple[float, int]], most: Callable[[Fraction], int]) -> None:
     """Look at every window that begins and ends with a grant; exactly, without rounding."""
@@ -105,7 +91,7 @@ def assert_bounded(kept: Sequence[tuple[float, int]], most: Callable[[Fraction],
 
 @given(rate_options, acts)
 def test_rate_holds_in_every_window(
-    options: RateOptions, acts: list[tuple[str, float | str, float]]
+    options: RateOptions, acts: list[tuple[float | str, int]]
 ) -> None:
     kept = Life(RateLimiter(options, context)).live(acts)
     recent: deque[tuple[float, int]] = deque()
@@ -121,7 +107,7 @@ def test_rate_holds_in_every_window(
 
 @given(delay_options, acts)
 def test_delay_holds_between_any_two(
-    options: DelayOptions, acts: list[tuple[str, float | str, float]]
+    options: DelayOptions, acts: list[tuple[float | str, int]]
 ) -> None:
     kept = Life(DelayLimiter(options, context)).live(acts)
     assert_bounded(kept, lambda span: math.floor(span / Fraction(options.every)) + 1)
@@ -129,7 +115,7 @@ def test_delay_holds_between_any_two(
 
 @given(spaced_options, acts)
 def test_spaced_holds_between_any_two(
-    options: SpacedOptions, acts: list[tuple[str, float | str, float]]
+    options: SpacedOptions, acts: list[tuple[float | str, int]]
 ) -> None:
     kept = Life(SpacedLimiter(options, context)).live(acts)
     spacing = Fraction(options.per) / options.limit
@@ -138,7 +124,7 @@ def test_spaced_holds_between_any_two(
 
 @given(bucket_options, acts)
 def test_token_bucket_holds_over_any_time(
-    options: TokenBucketOptions, acts: list[tuple[str, float | str, float]]
+    options: TokenBucketOptions, acts: list[tuple[float | str, int]]
 ) -> None:
     kept = Life(TokenBucketLimiter(options, context)).live(acts)
     per_second = Fraction(repr(options.rate))
@@ -154,7 +140,7 @@ def test_token_bucket_holds_over_any_time(
 def test_a_widened_token_bucket_holds_for_starts_that_come_late(
     options: TokenBucketOptions,
     late: float,
-    acts: list[tuple[str, float | str, float]],
+    acts: list[tuple[float | str, int]],
     shares: list[float],
 ) -> None:
     kept = Life(TokenBucketLimiter(options, context).widened(late)).live(acts)
@@ -172,7 +158,7 @@ def test_a_widened_token_bucket_holds_for_starts_that_come_late(
 
 @given(limiters | chains, acts)
 def test_retry_at_is_neither_too_early_nor_too_late(
-    limiter: Limiter, acts: list[tuple[str, float | str, float]]
+    limiter: Limiter, acts: list[tuple[float | str, int]]
 ) -> None:
     life = Life(limiter)
     life.live(acts)
@@ -186,23 +172,9 @@ def test_retry_at_is_neither_too_early_nor_too_late(
         life.now = step.retry_at
 
 
-@given(limiters | chains, acts, st.integers(1, 20) | st.just(PLENTY), st.floats(0.0, 1.0))
-def test_a_refund_restores_the_budget_and_not_more(
-    limiter: Limiter, acts: list[tuple[str, float | str, float]], want: int, share: float
-) -> None:
-    life = Life(limiter)
-    life.live(acts)
-    before = limiter.step(life.state, PLENTY, life.now).granted
-    step = limiter.step(life.state, want, life.now)
-    assert step.granted == min(want, before)
-    unused = math.ceil(share * step.granted)
-    state = limiter.refund(step.state, unused, step.at)
-    assert limiter.step(state, PLENTY, life.now).granted == before - step.granted + unused
-
-
 @given(limiters | chains, acts, st.floats(0.0, 3.0))
 def test_a_clock_that_was_set_back_gains_nothing(
-    limiter: Limiter, acts: list[tuple[str, float | str, float]], back: float
+    limiter: Limiter, acts: list[tuple[float | str, int]], back: float
 ) -> None:
     life = Life(limiter)
     life.live(acts)
@@ -213,30 +185,23 @@ def test_a_clock_that_was_set_back_gains_nothing(
 
 
 @given(st.lists(limiters, min_size=2, max_size=4), acts)
-def test_a_chain_leaks_nothing(
-    members: list[Limiter], acts: list[tuple[str, float | str, float]]
-) -> None:
+def test_a_chain_leaks_nothing(members: list[Limiter], acts: list[tuple[float | str, int]]) -> None:
     """Each member ends as one that was asked alone for what the chain granted."""
     chain = Chain(members)
     life, alone = Life(chain), [Life(member) for member in members]
-    for kind, first, second in acts:
-        if kind == "acquire":
-            life.wait(first)
-            granted = life.acquire(int(second)).granted
-            for each in alone:
-                each.now = life.now
-                assert each.acquire(granted).granted == granted
-        else:
-            life.give_back(int(first), second)
-            for each in alone:
-                each.give_back(int(first), second)
+    for share, want in acts:
+        life.wait(share)
+        granted = life.acquire(want).granted
+        for each in alone:
+            each.now = life.now
+            assert each.acquire(granted).granted == granted
         assert all(each.kept == life.kept for each in alone)
     budgets = [each.acquire(PLENTY).granted for each in alone]
     assert life.acquire(PLENTY).granted == min(budgets)
 
 
 @given(limiters, acts)
-def test_the_state_is_small(limiter: Limiter, acts: list[tuple[str, float | str, float]]) -> None:
+def test_the_state_is_small(limiter: Limiter, acts: list[tuple[float | str, int]]) -> None:
     life = Life(limiter)
     life.live(acts * 5)
     assert len(life.state or b"") <= 1600
@@ -246,4 +211,3 @@ def test_the_state_is_small(limiter: Limiter, acts: list[tuple[str, float | str,
 def test_any_bytes_are_borne(limiter: Limiter, state: bytes) -> None:
     step = limiter.step(state, 1, START)
     assert step.granted in {0, 1}
-    limiter.refund(state, 1, START)

@@ -5,6 +5,7 @@ A storage shows the jobs of its ready order one by one and does what the allowan
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from plugq.protocols.budgets import GRANT_AGE
@@ -83,6 +84,7 @@ class Allowance:
         self._now = now
         self._limited = limited
         self._room = room
+        self._left = left
         self._most = min(left, room)
         self._names = max(left, _NAMED)
         self._examined = examined(left)
@@ -154,6 +156,22 @@ class Allowance:
         if None in self.parked:
             return ()
         return tuple(self._ready[: self._room - self._taken])
+
+    @property
+    def left(self) -> int:
+        """How many of the ready jobs are left to this claimer, who comes again at once.
+
+        All of them where it is the queue that lacks a budget: two claimers would take turns.
+        """
+        if self._taken >= self._left or not self.wanted:
+            return 0
+        return sys.maxsize if self._short else min(len(self.wanted), self._left - self._taken)
+
+    @property
+    def more(self) -> bool:
+        """Whether another claimer should be woken, since this one is full and budget is left."""
+        full = self._taken >= self._left and self._room > self._taken
+        return self._limited.queue and full and None not in self.parked
 
     @property
     def named(self) -> list[str | None]:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from plugq.broker.dispatch import (
+    PAUSE,
+    ROUNDS,
     Action,
     Answered,
     Asked,
@@ -17,9 +19,11 @@ from plugq.broker.dispatch import (
     Event,
     GiveBack,
     Gone,
+    LetIn,
     Probe,
     Refused,
     Reply,
+    Returned,
     Short,
     Tick,
     Timer,
@@ -93,6 +97,90 @@ def test_a_claim_waits_until_the_next_job_falls_due() -> None:
     one.handle(Asked(1, request(), until=60), 0)
     assert one.handle(Answered(1, leases(0, next_in=2.5)), 1) == [Timer(3.5)]
     assert one.handle(Tick(), 3.5) == [Probe(1, request())]
+
+
+def test_an_answer_for_want_of_budgets_is_followed_by_another_claim() -> None:
+    one = dispatch()
+    one.handle(Asked(1, request(5), until=60), 0)
+    assert one.handle(Answered(1, EMPTY, more=True), 0) == [Probe(1, request(5))]
+    answer = leases(2)
+    assert one.handle(Answered(1, answer, more=True), 0) == [Reply(1, answer)]
+    # There is more to have, so the next claim does not wait.
+    assert one.handle(Asked(2, request(5), until=60), 0) == [Probe(2, request(5))]
+    assert one.handle(Answered(2, EMPTY), 0) == [Timer(10)]
+
+
+def test_a_contended_queue_is_left_alone_for_a_moment() -> None:
+    one = dispatch()
+    one.handle(Asked(1, request(), until=60), 0)
+    for _ in range(ROUNDS - 1):
+        assert one.handle(Answered(1, EMPTY, more=True), 0) == [Probe(1, request())]
+    assert one.handle(Answered(1, EMPTY, more=True), 0) == [Timer(PAUSE)]
+    assert one.handle(Tick(), PAUSE) == [Probe(1, request())]
+    assert one.handle(Answered(1, EMPTY, more=True), PAUSE) == [Probe(1, request())]
+
+
+def test_a_claim_that_does_not_wait_brings_budgets_too() -> None:
+    one = dispatch()
+    one.handle(Asked(1, request(), until=0), 0)
+    for _ in range(ROUNDS - 1):
+        assert one.handle(Answered(1, EMPTY, more=True), 0) == [Probe(1, request())]
+    assert one.handle(Answered(1, EMPTY, more=True), 0) == [Reply(1, EMPTY)]
+
+
+def test_what_may_run_again_is_claimed_by_who_waits_for_that_queue() -> None:
+    one = dispatch()
+    one.handle(Asked(1, request(queues=("other",)), until=60), 0)
+    one.handle(Answered(1, EMPTY), 0)
+    one.handle(Asked(2, request(queues=("other", "q")), until=60), 0)
+    one.handle(Answered(2, EMPTY), 0)
+    again = frozenset({"q"})
+    assert Probe(2, request(queues=("other", "q"))) in one.handle(Woken(again), 1)
+    assert one.waiting == 2
+
+
+def test_what_may_run_again_is_let_in_for_others_where_nobody_waits() -> None:
+    one = dispatch()
+    one.handle(Asked(1, request(queues=("other",)), until=60), 0)
+    one.handle(Answered(1, EMPTY), 0)
+    assert one.handle(Woken(frozenset({"q"})), 1) == [LetIn(frozenset({"q"}))]
+    one.handle(Short(("q",), None, one.changes), 1)
+    one.handle(Woken(frozenset({"q"})), 2)
+    assert kinds(one.handle(Asked(2, request(), until=60), 2))[:1] == [Probe]
+
+
+def test_a_claim_waits_without_asking_while_its_queues_are_closed() -> None:
+    one = dispatch()
+    assert one.handle(Asked(1, request(), until=60, closed=3), 0) == [Timer(3)]
+    assert one.handle(Woken(frozenset({"q"})), 2) == [Probe(1, request()), Timer(None)]
+
+
+def test_a_waiting_claim_may_be_sent_along_with_something_else() -> None:
+    one = dispatch()
+    assert one.lend(frozenset({"q"})) is None
+    one.handle(Asked(1, request(), until=60), 0)
+    assert one.lend(frozenset({"q"})) is None
+    one.handle(Answered(1, EMPTY), 0)
+    assert one.lend(frozenset({"other"})) is None
+    assert one.lend(frozenset({"q"})) == Probe(1, request())
+    assert one.lend(frozenset({"q"})) is None
+    answer = leases(1)
+    assert Reply(1, answer) in one.handle(Answered(1, answer), 0)
+
+
+def test_a_claim_that_was_sent_along_in_vain_is_asked_under_its_number() -> None:
+    one = dispatch()
+    one.handle(Asked(1, request(), until=60), 0)
+    one.handle(Answered(1, EMPTY), 0)
+    one.lend(frozenset({"q"}))
+    assert Probe(1, request()) in one.handle(Returned(1), 0)
+    one.handle(Answered(1, EMPTY), 0)
+    one.lend(frozenset({"q"}))
+    one.handle(Gone(1), 0)
+    assert Probe(1, request()) in one.handle(Returned(1), 0)
+    answer = leases(1)
+    assert one.handle(Answered(1, answer), 0) == [GiveBack(answer)]
+    assert one.handle(Returned(1), 0) == []
 
 
 def test_the_slow_poll_makes_up_for_a_lost_wake_up() -> None:

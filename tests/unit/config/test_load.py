@@ -10,6 +10,7 @@ import pytest
 
 from plugq.config import Config, ConfigLike, PluginChoice, find_file, find_problems, load_config
 from plugq.errors import ConfigError
+from plugq.limiters import unpack_limits
 from plugq.options import SubmitOptions
 from plugq.protocols.edits import QueueSettings
 from plugq.protocols.plugin import Capability
@@ -318,25 +319,34 @@ def test_a_mapping_is_left_as_it_was() -> None:
 
 
 def test_what_this_version_can_not_carry_out() -> None:
-    config = load(
-        {
-            "transport": {"use": "zmq"},
-            "queues": {"a.b": {"limits": [{"use": "rate", "limit": 3, "per": "1s"}]}, "c": {}},
-        }
-    )
-    assert config.unsupported == (
-        "transport: transports are not supported by this version yet",
-        'queues."a.b".limits: limits are not supported by this version yet',
-    )
+    config = load({"transport": {"use": "zmq"}})
+    assert config.unsupported == ("transport: transports are not supported by this version yet",)
     with pytest.raises(ConfigError, match=r"^transport: transports are not supported by this"):
         config.refuse_unsupported()
-    assert config.queue("a.b").limits == (
-        PluginChoice(use="rate", options={"limit": 3, "per": "1s"}),
-    )
-    lanes = load({"queues": {"a": {"lane_limits": [{"use": "delay", "every": 1}]}}})
-    assert lanes.unsupported == (
-        "queues.a.lane_limits: limits are not supported by this version yet",
-    )
+
+
+def test_limits_are_stored_with_their_queue() -> None:
+    rate = {"use": "rate", "limit": 3, "per": "1s"}
+    table = {"queues": {"a.b": {"limits": [rate], "max_running": 4}, "c": {}}}
+    config = load(table)
+    queue = config.queue("a.b")
+    assert queue.limits == (PluginChoice(use="rate", options={"limit": 3, "per": "1s"}),)
+    assert list(queue.limiters("a.b")) == [('queues."a.b".limits[0]', queue.limits[0])]
+    settings = queue.settings("a.b")
+    assert unpack_limits(settings.limits) == [("rate", {"limit": 3, "per": "1s"})]
+    assert (settings.lane_limits, settings.max_running) == (b"", 4)
+    assert config.queue("c").settings("c").limits == b""
+
+
+def test_equal_limits_are_stored_as_equal_bytes() -> None:
+    one = [{"use": "rate", "limit": 3, "per": "1s"}, {"use": "delay", "every": 1}]
+    other = [{"per": "${PER}", "limit": 3, "use": "rate"}, {"every": 1, "use": "delay"}]
+    stored = {
+        load({"queues": {"a": {"lane_limits": x}}}, PER="1s").queue("a").settings("a").lane_limits
+        for x in (one, other)
+    }
+    assert len(stored) == 1
+    assert [use for use, _ in unpack_limits(*stored)] == ["rate", "delay"]
 
 
 def test_a_schedule_is_read_in_full() -> None:

@@ -103,14 +103,6 @@ def test_token_bucket_is_full_again_in_time(per_second: float) -> None:
     assert limiter.step(empty, 7, NOW + math.ceil(7 / per_second)).granted == 7
 
 
-def test_a_token_that_overflowed_is_not_given_back() -> None:
-    limiter = bucket(1.0, 5)
-    first = limiter.step(None, 5, NOW)
-    second = limiter.step(first.state, 5, NOW + 6.0)
-    state = limiter.refund(second.state, 5, first.at)
-    assert limiter.step(state, PLENTY, NOW + 6.0).granted == 0
-
-
 def test_a_million_an_hour_is_kept_in_little() -> None:
     limiter, state, granted, largest = rate(1_000_000, 3600.0), None, 0, 0
     for second in range(3600):

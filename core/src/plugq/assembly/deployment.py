@@ -12,7 +12,9 @@ from plugq.client import Client, ClientSettings, Deployment
 from plugq.clock import Clock, SystemClock
 from plugq.config import Config, ConfigLike, load_config
 from plugq.errors import ConfigError
+from plugq.fields import EnvText
 from plugq.hooks import Hooks
+from plugq.limiters import Chain, unpack_limits
 from plugq.protocols.plugin import Capability, PluginContext
 from plugq.registry import Registry
 from plugq.submission import OptionTables, SizeLimits, Submitter
@@ -20,6 +22,7 @@ from plugq.submission import OptionTables, SizeLimits, Submitter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from plugq.protocols.limiter import Limiter
     from plugq.protocols.serde import Serde
     from plugq.protocols.storage import Storage
     from plugq.schedule import Definition
@@ -57,6 +60,7 @@ class Assembly:
         self._building = threading.Lock()
         self._serde: Serde = self._build("serde")
         self._check_required()
+        self._check_limits()
 
     @property
     def private(self) -> bool:
@@ -94,11 +98,29 @@ class Assembly:
             settings=[queue.settings(name) for name, queue in config.queues.items()]
             if maintain
             else (),
+            limiters=self.limiter,
             schedules=schedules,
             owner=owner_of(config) if maintain else "",
             observer=self.hooks,
             listed=listed,
         )
+
+    def limiter(self, specification: bytes) -> Limiter:
+        """Return the limiter that a queue has stored, made by the plugins of this deployment.
+
+        Raises:
+            ConfigError: the specification or an option in it can not be used here.
+            PluginError: a plugin that it names can not.
+        """
+        made = []
+        for use, given in unpack_limits(specification):
+            # A text may have come from an environment and stand for a number.
+            options = {
+                key: EnvText(value, origin="the stored limits") if isinstance(value, str) else value
+                for key, value in given.items()
+            }
+            made.append(self.registry.build("limiter", use, options, self._context()))
+        return made[0] if len(made) == 1 else Chain(made)
 
     def client(self, tasks: Mapping[str, Task[Any, Any]] | None = None) -> Client:
         """Return an unstarted client."""
@@ -166,6 +188,13 @@ class Assembly:
                 "choose another storage or take the requirement out"
             )
             raise ConfigError(message)
+
+    def _check_limits(self) -> None:
+        for name, queue in self.config.queues.items():
+            for path, choice in queue.limiters(name):
+                self.registry.build(
+                    "limiter", choice.use, choice.options, self._context(), path=path
+                )
 
 
 #: Which deployment a client belongs to, for a worker that shall join it.

@@ -7,6 +7,9 @@ A claim that finds nothing waits here until there is a wake-up, until the next j
 falls due, or until the slow poll that makes up for a lost wake-up. The storage has registered
 the broker as idle in the same step in which it answered short, so a claim that follows such an
 answer, with no wake-up in between, waits without asking.
+
+An answer that left out jobs for want of budgets is followed by another claim at once, which brings
+them. Where other brokers spend them first time after time, it pauses.
 """
 
 from __future__ import annotations
@@ -23,26 +26,42 @@ if TYPE_CHECKING:
     from plugq.protocols.storage import ClaimRequest
 
 
+#: How often in a row a claim asks for want of budgets, and for how many seconds it then waits.
+ROUNDS, PAUSE = 4, 0.05
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A worker asks, and is content to wait until ``until``."""
+    """A worker asks, and is content to wait until ``until``.
+
+    ``closed`` is until when this broker knows that there will be nothing for it.
+    """
 
     key: int
     request: ClaimRequest
     until: float
+    closed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The storage answered the probe of that claim."""
+    """The storage answered the probe of that claim; with ``more``, budgets may get it more."""
 
     key: int
     reply: ClaimReply
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The probe of that claim failed; the caller is told."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The claim that was lent got no answer; it may have been granted jobs all the same."""
 
     key: int
 
@@ -69,7 +88,9 @@ class Short:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """There may be work."""
+    """There may be work; with ``queues``, what this broker has parked there may run again."""
+
+    queues: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,7 @@ class Tick:
     """The time of the last ``Timer`` has come."""
 
 
-Event = Asked | Answered | Refused | Gone | Short | Woken | Due | Tick
+Event = Asked | Answered | Refused | Returned | Gone | Short | Woken | Due | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +132,20 @@ class GiveBack:
 
 
 @dataclass(frozen=True, slots=True)
+class LetIn:
+    """Have the storage let in what may run again in these queues: nobody here claims it now."""
+
+    queues: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Timer:
     """Report a ``Tick`` at that moment; replaces the timer before. ``None``: none is needed."""
 
     at: float | None
 
 
-Action = Probe | Reply | GiveBack | Timer
+Action = Probe | Reply | GiveBack | LetIn | Timer
 
 
 @dataclass(slots=True)
@@ -128,6 +156,8 @@ class _Claim:
     gone: bool = False
     #: A wake-up came while the storage was being asked; the answer may be from before it.
     again: bool = False
+    #: How often in a row it has asked for want of budgets.
+    rounds: int = 0
     next_at: float = inf
     #: When the first job falls due that was stored here while the storage was being asked.
     due: float = inf
@@ -157,22 +187,33 @@ class Dispatch:
             case Answered():
                 self._answered(event, now, actions)
             case Refused(key):
-                claim = self._claims.pop(key, None)
-                if claim is not None and not claim.gone:
-                    actions.append(Reply(key, None))
-                self._probe_next(actions)
+                self._refused(key, actions)
+            case Returned(key):
+                self._returned(key, actions)
             case Gone(key):
                 self._gone(key)
             case Short():
                 self._short(event, now)
-            case Woken():
-                self._woken(actions)
+            case Woken(queues):
+                self._woken(queues, actions)
             case Due(delay):
                 self._due(now + delay)
             case Tick():
                 self._tick(now, actions)
         self._set_timer(actions)
         return actions
+
+    def lend(self, queues: frozenset[str]) -> Probe | None:
+        """Return a waiting claim of one of these queues, to be sent along with something else.
+
+        ``Answered`` or ``Returned`` has to follow, as for one that was asked for.
+        """
+        for key, claim in self._claims.items():
+            if not claim.probing and not queues.isdisjoint(claim.request.queues):
+                lent: list[Action] = []
+                self._probe(key, claim, lent)
+                return Probe(key, claim.request)
+        return None
 
     @property
     def waiting(self) -> int:
@@ -186,7 +227,7 @@ class Dispatch:
 
     def _asked(self, event: Asked, now: float, actions: list[Action]) -> None:
         claim = self._claims[event.key] = _Claim(event.request, event.until)
-        due = self._idle.get(event.request.queues)
+        due = self._idle.get(event.request.queues, event.closed)
         if due is not None and due > now and event.until > now:
             claim.next_at = min(due, now + self._poll())
         else:
@@ -211,12 +252,17 @@ class Dispatch:
         due = inf if event.reply.next_in is None else now + event.reply.next_in
         due = min(due, claim.due)
         short = len(event.reply.leases) < claim.request.limit and not claim.again
-        if short:
+        claim.rounds = claim.rounds + 1 if event.more else 0
+        if short and not event.more:
             self._came_short(claim.request.queues, due, now)
-        if event.reply.leases or (claim.until <= now and not claim.again):
+        asks = claim.again or 0 < claim.rounds < ROUNDS
+        if event.reply.leases or (claim.until <= now and not asks):
             del self._claims[event.key]
             actions.append(Reply(event.key, event.reply))
-        elif not short:
+        elif event.more and not asks:
+            claim.rounds = 0
+            claim.next_at = min(due, now + PAUSE)
+        elif asks or not short:
             claim.next_at = -inf
         self._probe_next(actions)
 
@@ -226,6 +272,19 @@ class Dispatch:
         for claim in self._claims.values():
             if claim.request.queues == queues and not claim.probing:
                 claim.next_at = min(due, now + self._poll())
+
+    def _refused(self, key: int, actions: list[Action]) -> None:
+        claim = self._claims.pop(key, None)
+        if claim is not None and not claim.gone:
+            actions.append(Reply(key, None))
+        self._probe_next(actions)
+
+    def _returned(self, key: int, actions: list[Action]) -> None:
+        claim = self._claims.get(key)
+        if claim is not None:
+            claim.probing = False
+            # Under the same number: what was granted comes with the answer, wanted or not.
+            self._probe(key, claim, actions)
 
     def _gone(self, key: int) -> None:
         claim = self._claims.get(key)
@@ -240,15 +299,21 @@ class Dispatch:
         if event.since == self._changes:
             self._idle[event.queues] = inf if event.next_in is None else now + event.next_in
 
-    def _woken(self, actions: list[Action]) -> None:
+    def _woken(self, names: frozenset[str] | None, actions: list[Action]) -> None:
         self._changes += 1
-        self._idle.clear()
+        for queues in [queues for queues in self._idle if _concerns(names, queues)]:
+            del self._idle[queues]
+        served: set[str] = set()
         for claim in self._claims.values():
-            if claim.probing:
-                claim.again = True
-            else:
-                claim.next_at = -inf
+            if _concerns(names, claim.request.queues) and not claim.gone:
+                served.update(claim.request.queues)
+                if claim.probing:
+                    claim.again = True
+                else:
+                    claim.next_at = -inf
         self._probe_next(actions)
+        if names is not None and (left := names - served):
+            actions.append(LetIn(left))
 
     def _due(self, at: float) -> None:
         self._changes += 1
@@ -293,6 +358,10 @@ class Dispatch:
             actions.append(Timer(at))
 
 
+def _concerns(names: frozenset[str] | None, queues: tuple[str, ...]) -> bool:
+    return names is None or not names.isdisjoint(queues)
+
+
 __all__ = [
     "Action",
     "Answered",
@@ -302,9 +371,11 @@ __all__ = [
     "Event",
     "GiveBack",
     "Gone",
+    "LetIn",
     "Probe",
     "Refused",
     "Reply",
+    "Returned",
     "Short",
     "Tick",
     "Timer",

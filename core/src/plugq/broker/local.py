@@ -12,6 +12,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from plugq.broker.budgets import Budgets
 from plugq.broker.coalesce import Coalescer
 from plugq.broker.dispatch import (
     Action,
@@ -22,37 +23,48 @@ from plugq.broker.dispatch import (
     Event,
     GiveBack,
     Gone,
+    LetIn,
     Probe,
     Refused,
     Reply,
+    Returned,
     Short,
     Tick,
     Timer,
     Woken,
 )
+from plugq.broker.limited import LimitedQueues
 from plugq.broker.reports import Reports
 from plugq.broker.scheduler import Scheduler
 from plugq.broker.sweeper import Sweeper
-from plugq.errors import PlugqError, Unavailable
+from plugq.errors import ConfigError, PlugqError, Unavailable
 from plugq.events import EventKind
 from plugq.job import JobState, Outcome
 from plugq.lifecycle import Alarm, Lifecycle, Supervisor
 from plugq.presence import Live, Presence
 from plugq.protocols.edits import Configure
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import ClaimReply, Resync, Settlement, SubmitStatus, Wake
+from plugq.protocols.storage import (
+    ClaimReply,
+    ClaimRequest,
+    Resync,
+    Settlement,
+    SubmitStatus,
+    Wake,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
+    from plugq.broker.budgets import MakeLimiter
     from plugq.broker.reports import Observer
     from plugq.clock import Clock
     from plugq.events import JobEvent
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, EditReply, QueueSettings
+    from plugq.protocols.limiter import Limiter
     from plugq.protocols.storage import (
         BatchCounts,
-        ClaimRequest,
         FindQuery,
         Heard,
         Holder,
@@ -83,15 +95,20 @@ POLL = 1.0
 _NOTHING_STORED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
+def _no_limiters(_: bytes) -> Limiter:
+    message = "no limiters are known to this process"
+    raise ConfigError(message)
+
+
 class LocalBroker(Lifecycle):
     """Dispatch, coalescing and housekeeping over one storage, for one event loop.
 
     ``maintain`` stands for the office of the sweeper, as workers and brokers do and plain clients
     do not. ``patience`` is how long a new sweeper leaves lapsed leases alone. ``settings`` are
-    stored at the start; where processes differ the last one started wins. ``schedules`` are
-    announced in the name of ``owner``; the elected process runs those of everybody. A broker that
-    maintains lists itself among the live ones; ``listed=False`` leaves that to the worker that it
-    is part of.
+    stored at the start; where processes differ the last one started wins. ``limiters`` makes the
+    limiter of a stored specification. ``schedules`` are announced in the name of ``owner``; the
+    elected process runs those of everybody. A broker that maintains lists itself among the live
+    ones; ``listed=False`` leaves that to the worker that it is part of.
     """
 
     def __init__(
@@ -104,6 +121,7 @@ class LocalBroker(Lifecycle):
         patience: float = 12.0,
         deadline_grace: float = 30.0,
         settings: Sequence[QueueSettings] = (),
+        limiters: MakeLimiter = _no_limiters,
         schedules: Sequence[Definition] = (),
         owner: str = "",
         observer: Observer | None = None,
@@ -147,6 +165,12 @@ class LocalBroker(Lifecycle):
         self._dispatch = Dispatch(self._next_poll)
         #: Others were told that this broker runs, and have to be told when it does not any more.
         self._announced = False
+        self._limits = LimitedQueues(
+            Budgets(limiters),
+            clock,
+            again=lambda queues: self._handle(Woken(queues)),
+            let_in=lambda queues: self._spawn(self._let_in(queues)),
+        )
         self._keys = itertools.count()
         self._replies: dict[int, asyncio.Future[ClaimReply]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -167,7 +191,7 @@ class LocalBroker(Lifecycle):
     async def _start(self) -> None:
         await self._storage.start()
         if self._settings:
-            await self._storage.edit(Configure(self._settings))
+            await self._configure()
         watching = asyncio.Event()
         self._supervisor.run("watch", lambda: self._watch(watching))
         # A job that ends before the peer is known would be told to nobody.
@@ -195,9 +219,12 @@ class LocalBroker(Lifecycle):
             await gets.stop()
         await self._supervisor.stop()
         await self._alarm.stop()
+        await self._limits.stop()
         while self._tasks:
             # Probes whose callers have gone still have leases to give back.
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Their answers may have set a timer again.
+        await self._limits.stop()
         if self._sweeper is not None:
             with contextlib.suppress(PlugqError):
                 await self._sweeper.resign()
@@ -227,7 +254,9 @@ class LocalBroker(Lifecycle):
         key = next(self._keys)
         future: asyncio.Future[ClaimReply] = asyncio.get_running_loop().create_future()
         self._replies[key] = future
-        self._handle(Asked(key, request, self._clock.monotonic() + wait))
+        now = self._clock.monotonic()
+        closed = self._limits.budgets.closed_until(request.queues, now)
+        self._handle(Asked(key, request, now + wait, closed))
         try:
             reply = await future
         except asyncio.CancelledError:
@@ -248,18 +277,35 @@ class LocalBroker(Lifecycle):
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts and claim, in one step, what is ready now."""
         changes = self._dispatch.changes
+        lent = None
+        if claim is None and (frees := self._limits.budgets.frees(settlements)):
+            # What these jobs leave free would wake another broker, which knows no state.
+            lent = self._dispatch.lend(frees)
+        sent = self._clock.monotonic()
+        asked = claim if lent is None else lent.request
+        asked = None if asked is None else self._limits.budgets.prepare(asked, sent)
         began = self._reports.now()
-        replies, claimed = await self._storage.settle(settlements, claim)
+        try:
+            replies, claimed = await self._storage.settle(settlements, asked)
+        except BaseException:
+            if lent is not None:
+                self._handle(Returned(lent.key))
+            raise
         self._reports.settled(settlements, replies, began)
         delays = [
             settlement.delay
             for settlement, reply in zip(settlements, replies, strict=True)
             if reply.state is JobState.DELAYED
         ]
-        if claim is not None and claimed is not None:
-            if len(claimed.leases) < claim.limit:
-                self._handle(Short(claim.queues, claimed.next_in, changes))
-            self._reports.started(claimed.leases, claim.worker)
+        if asked is not None and claimed is not None:
+            more = self._limits.learn(asked, claimed, sent)
+            if lent is not None:
+                self._handle(Answered(lent.key, claimed, more))
+                claimed = None
+            else:
+                if len(claimed.leases) < asked.limit and not more:
+                    self._handle(Short(asked.queues, claimed.next_in, changes))
+                self._reports.started(claimed.leases, asked.worker)
         if delays:
             self._handle(Due(min(delays)))
         return replies, claimed
@@ -353,6 +399,7 @@ class LocalBroker(Lifecycle):
         return {
             "peer": self._peer,
             "waiting_claims": self._dispatch.waiting,
+            "limits": self._limits.budgets.state(),
             "loops": self._supervisor.state(),
             "sweeper": None if self._sweeper is None else self._sweeper.state(),
             "schedules": {} if self._scheduler is None else self._scheduler.state(),
@@ -360,6 +407,18 @@ class LocalBroker(Lifecycle):
 
     def _facts(self) -> Live:
         return Live(kind="broker", id=self._peer, host=socket.gethostname(), pid=os.getpid())
+
+    async def _configure(self) -> None:
+        """Store the settings; where others were stored before, say so."""
+        stored = {queue.queue: queue.settings for queue in (await self._storage.stats()).queues}
+        for settings in self._settings:
+            if stored.get(settings.queue) not in {None, settings}:
+                logger.warning(
+                    "queue %r had other limits, those of this process count from now on: "
+                    "give all processes the same",
+                    settings.queue,
+                )
+        await self._storage.edit(Configure(self._settings))
 
     async def _watch(self, watching: asyncio.Event) -> None:
         async with contextlib.aclosing(self._storage.watch(self._peer)) as notices:
@@ -393,6 +452,8 @@ class LocalBroker(Lifecycle):
                 case GiveBack(reply):
                     if reply.leases:
                         self._spawn(self._give_back(reply))
+                case LetIn(queues):
+                    self._limits.leave(queues)
                 case Timer(at):
                     self._alarm.set(at)
 
@@ -406,6 +467,8 @@ class LocalBroker(Lifecycle):
         task.add_done_callback(self._tasks.discard)
 
     async def _probe(self, key: int, request: ClaimRequest) -> None:
+        sent = self._clock.monotonic()
+        request = self._limits.budgets.prepare(request, sent)
         try:
             reply = await self._storage.claim(request)
         except PlugqError as error:
@@ -414,13 +477,22 @@ class LocalBroker(Lifecycle):
             logger.exception("the storage failed to answer a claim")
             self._fail(key, Unavailable(f"the storage failed: {type(error).__name__}: {error}"))
         else:
-            self._handle(Answered(key, reply))
+            self._handle(Answered(key, reply, self._limits.learn(request, reply, sent)))
 
     def _fail(self, key: int, error: PlugqError) -> None:
         future = self._replies.get(key)
         if future is not None and not future.done():
             future.set_exception(error)
         self._handle(Refused(key))
+
+    async def _let_in(self, queues: tuple[str, ...]) -> None:
+        """Let in, for others, what this broker has parked; when that fails a sweep does it."""
+        peer = self._peer
+        request = ClaimRequest(worker=peer, number=0, queues=queues, limit=0, peer=peer)
+        try:
+            await self._storage.claim(request)
+        except PlugqError as error:
+            logger.warning("queues %s could not be looked at: %s", ", ".join(queues), error)
 
     async def _give_back(self, reply: ClaimReply) -> None:
         """Release leases that nobody waits for; when that fails they lapse."""

@@ -238,7 +238,7 @@ class Queue:
                 lane.add(record)
                 self._elect(record.job.lane, lane)
         self.running += len(taken)
-        self.fresh = max(0, fresh - len(taken))
+        self.fresh = max(0, fresh - len(taken) - allowance.left, allowance.more)
         return taken
 
     def park(self, until: float) -> None:
@@ -256,7 +256,8 @@ class Queue:
         """Let in what was parked until now or earlier, at most ``most`` lanes; return how many."""
         if self.parked_until is not None and self.parked_until <= now:
             self.parked_until = None
-            self.fresh = self.ready
+            # One claimer at a time: they would only take turns on the one state.
+            self.fresh = min(1, self.ready)
         count = 0
         while count < most and self._parked and self._parked[0][0] <= now:
             count += 1

@@ -108,7 +108,10 @@ def _plugin_problems(config: Config, registry: Registry) -> Iterator[str]:
 def _choices(config: Config) -> Iterator[tuple[str, str, PluginChoice]]:
     yield "storage", "storage", config.storage
     yield "serde", "serde", config.serde
-    # Transports and limiters are refused as a whole where this version can not carry them out.
+    for name, queue in config.queues.items():
+        for path, limiter in queue.limiters(name):
+            yield "limiter", path, limiter
+    # A transport is refused as a whole where this version can not carry it out.
     if config.transport is not None and not config.unsupported:
         yield "transport", "transport", config.transport
 

@@ -12,13 +12,14 @@ from msgspec import UNSET, UnsetType
 
 from plugq.errors import ConfigError
 from plugq.fields import Check, EnvText, Reader, Size, Span, Word, join, plain
+from plugq.limiters import pack_limits
 from plugq.options import SubmitOptions
 from plugq.protocols.edits import QueueSettings
 from plugq.protocols.plugin import Capability
 from plugq.redaction import HIDDEN, is_secret, redact, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -73,6 +74,10 @@ class PluginChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"PluginChoice({_table(self)!r})"
+
+
+def _packed(choices: Sequence[PluginChoice]) -> bytes:
+    return pack_limits([(choice.use, plain(choice.options)) for choice in choices])
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +169,15 @@ class QueueConfig(SubmitOptions, frozen=True, kw_only=True):
             max_running=self.max_running,
             lane_max_running=self.lane_max_running,
             max_length=self.max_length,
+            limits=_packed(self.limits),
+            lane_limits=_packed(self.lane_limits),
         )
+
+    def limiters(self, name: str) -> Iterator[tuple[str, PluginChoice]]:
+        """Return the limiters of the queue of that name and where each stands."""
+        for key, choices in (("limits", self.limits), ("lane_limits", self.lane_limits)):
+            for number, choice in enumerate(choices):
+                yield f"{join(join('queues', name), key)}[{number}]", choice
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,15 +253,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unsupported(self) -> tuple[str, ...]:
         """One line for everything here that this version reads and can not carry out."""
-        lines = []
-        if self.transport is not None:
-            lines.append("transport: transports are not supported by this version yet")
-        for name, queue in self.queues.items():
-            for key in ("limits", "lane_limits"):
-                if getattr(queue, key):
-                    path = join(join("queues", name), key)
-                    lines.append(f"{path}: limits are not supported by this version yet")
-        return tuple(lines)
+        if self.transport is None:
+            return ()
+        return ("transport: transports are not supported by this version yet",)
 
     def refuse_unsupported(self) -> None:
         """Do nothing if this version can carry out everything that is configured.

@@ -8,6 +8,7 @@ from plugq.limiters.bucket import TokenBucketLimiter, TokenBucketOptions
 from plugq.limiters.chain import Chain
 from plugq.limiters.gap import DelayLimiter, DelayOptions, SpacedLimiter, SpacedOptions
 from plugq.limiters.rate import RateLimiter, RateOptions
+from plugq.limiters.specification import pack_limits, unpack_limits
 
 __all__ = [
     "Chain",
@@ -19,4 +20,6 @@ __all__ = [
     "SpacedOptions",
     "TokenBucketLimiter",
     "TokenBucketOptions",
+    "pack_limits",
+    "unpack_limits",
 ]

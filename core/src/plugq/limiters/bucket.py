@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import msgspec
 
-from plugq.limiters.moments import LARGEST, add, pack, take, unpack
+from plugq.limiters.moments import LARGEST, pack, unpack
 from plugq.protocols.limiter import Step
 from plugq.protocols.plugin import API_VERSION, Capability
 
 if TYPE_CHECKING:
-    from plugq.limiters.moments import Moment
     from plugq.protocols.plugin import PluginContext
 
 _TAG = b"T"
-#: Moments of grants that can still be refunded.
-_RECENT = 32
 #: Time is counted in 2 ** -96 s. Every time of a clock is a whole number of them, and the time of
 #: a token is rounded down by less than one: so little that no clock can tell a start by it.
 _SECOND = 1 << 96
@@ -38,7 +35,7 @@ class TokenBucketLimiter:
 
     In every span of *t* seconds there are at most ``burst + rate * t`` starts. Instead of the
     tokens the state holds the time by which the bucket is full again, as a whole number, so that
-    no rounding adds up however long it runs. The last 32 moments of grants can be refunded.
+    no rounding adds up however long it runs.
 
     Widened, it holds fewer tokens, by as many as it gains in that time. Where that would leave
     less than one it holds one and, with a short burst, gains them more slowly.
@@ -68,55 +65,29 @@ class TokenBucketLimiter:
 
     def step(self, state: bytes | None, want: int, now: float) -> Step:
         """Grant the tokens that are there."""
-        emptied, latest, moments = self._read(state)
+        full_at, latest = self._read(state)
         at = max(now, latest)
-        full_at = max(self._full_at(emptied, latest, moments), _ticks(at))
+        full_at = max(full_at, _ticks(at))
         granted = max(0, min(want, (_ticks(at) + self._depth - full_at) // self._token))
         if granted:
-            add(moments, at, granted)
             full_at += granted * self._token
-            emptied = self._filled(emptied, moments[:-_RECENT])
-            state = self._write(emptied, at, moments[-_RECENT:])
+            state = full_at.to_bytes(_WIDTH, "big", signed=True) + pack(_TAG, at, [])
         retry_at = None if granted >= want else _time(full_at + self._token - self._depth)
         return Step(state=state, granted=granted, at=at, retry_at=retry_at)
-
-    def refund(self, state: bytes | None, unused: int, at: float) -> bytes | None:
-        """Put tokens back at the moment that they were taken; what was full then overflows."""
-        emptied, latest, moments = self._read(state)
-        for index, moment in enumerate(moments):
-            if moment[0] == at and unused >= 1:
-                take(moments, index, unused)
-                return self._write(emptied, latest, moments)
-        return state
 
     def widened(self, seconds: float) -> Self:
         """Hold fewer tokens, so that those of late starts make up for it."""
         return type(self)(self._options, self._context, late=self._late + seconds)
 
-    def _full_at(self, emptied: int, latest: float, moments: list[Moment]) -> int:
-        """Return when the bucket is full, the tokens of the moments having been taken."""
-        return self._clamped(self._filled(emptied, moments), latest)
-
-    def _filled(self, full_at: int, moments: list[Moment]) -> int:
-        for at, number in moments:
-            full_at = max(full_at, _ticks(at)) + number * self._token
-        return full_at
-
-    def _clamped(self, full_at: int, latest: float) -> int:
-        # Only a state of other options is beyond that, and must not close the bucket for long.
-        return min(full_at, _ticks(latest) + self._depth) if math.isfinite(latest) else full_at
-
-    def _read(self, state: bytes | None) -> tuple[int, float, list[Moment]]:
-        """Return when the bucket is full without the moments, the latest grant and the moments."""
+    def _read(self, state: bytes | None) -> tuple[int, float]:
+        """Return when the bucket is full, and the time of the latest grant."""
         head, rest = (state or b"")[:_WIDTH], (state or b"")[_WIDTH:]
-        latest, moments = unpack(_TAG, rest)
+        latest, _ = unpack(_TAG, rest)
         if not math.isfinite(latest):
-            return 0, latest, []
-        emptied = int.from_bytes(head, "big", signed=True)
-        return self._clamped(emptied, latest), latest, moments
-
-    def _write(self, emptied: int, latest: float, moments: list[Moment]) -> bytes:
-        return emptied.to_bytes(_WIDTH, "big", signed=True) + pack(_TAG, latest, moments)
+            return 0, latest
+        full_at = int.from_bytes(head, "big", signed=True)
+        # Only a state of other options is beyond that, and must not close the bucket for long.
+        return min(full_at, _ticks(latest) + self._depth), latest
 
 
 def _ticks(time: float) -> int:

@@ -43,7 +43,7 @@ class Chain:
     def step(self, state: bytes | None, want: int, now: float) -> Step:
         """Grant what all of them have; ``retry_at`` is the latest of those who held it back."""
         latest, states = self._read(state)
-        # One moment for all, so that it names the grant to each of them in a refund.
+        # One moment for all of them.
         at = max(now, latest)
         granted, steps = self._agree(states, want, at)
         states = [step.state for step in steps]
@@ -51,14 +51,6 @@ class Chain:
             state = self._write(at, states)
         retry_at = None if granted >= want else self._frees(states, at)
         return Step(state=state, granted=granted, at=at, retry_at=retry_at)
-
-    def refund(self, state: bytes | None, unused: int, at: float) -> bytes | None:
-        """Refund all of them."""
-        latest, states = self._read(state)
-        if unused < 1 or not math.isfinite(latest):
-            return state
-        pairs = zip(self.limiters, states, strict=True)
-        return self._write(latest, [limiter.refund(part, unused, at) for limiter, part in pairs])
 
     def widened(self, seconds: float) -> Chain:
         """Widen all of them."""

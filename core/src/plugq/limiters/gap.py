@@ -43,14 +43,6 @@ def _step(state: bytes | None, want: int, now: float, gap: float) -> Step:
     return Step(state=state, granted=granted, at=at, retry_at=retry_at)
 
 
-def _refund(state: bytes | None, unused: int, at: float) -> bytes | None:
-    """Forget the last grant; the one before it was a gap ago when this one was made."""
-    latest, moments = unpack(_TAG, state)
-    if unused < 1 or not moments or moments[-1][0] != at:
-        return state
-    return pack(_TAG, latest, [])
-
-
 class DelayLimiter:
     """Grants one start at a time, the next one ``every`` seconds after the last."""
 
@@ -70,10 +62,6 @@ class DelayLimiter:
     def step(self, state: bytes | None, want: int, now: float) -> Step:
         """Grant one if the last one was long enough ago."""
         return _step(state, want, now, self._every)
-
-    def refund(self, state: bytes | None, unused: int, at: float) -> bytes | None:
-        """Let the next one start as though the last had not."""
-        return _refund(state, unused, at)
 
     def widened(self, seconds: float) -> Self:
         """Wait longer, by as much as a start may be late: the gap of the starts is exact."""
@@ -108,10 +96,6 @@ class SpacedLimiter:
     def step(self, state: bytes | None, want: int, now: float) -> Step:
         """Grant one if the last one was a spacing ago."""
         return _step(state, want, now, self._spacing)
-
-    def refund(self, state: bytes | None, unused: int, at: float) -> bytes | None:
-        """Let the next one start as though the last had not."""
-        return _refund(state, unused, at)
 
     def widened(self, seconds: float) -> Self:
         """Spread the limit over a longer window."""

@@ -59,12 +59,6 @@ def add(moments: list[Moment], at: float, count: int) -> None:
     moments.append((at, count))
 
 
-def take(moments: list[Moment], index: int, count: int) -> None:
-    """Take up to ``count`` grants out of one moment."""
-    at, number = moments[index]
-    moments[index : index + 1] = [(at, number - count)] if number > count else []
-
-
 __all__ = [
     "BEYOND",
     "LARGEST",
@@ -74,6 +68,5 @@ __all__ = [
     "add",
     "after",
     "pack",
-    "take",
     "unpack",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 import msgspec
 
 from plugq.fields import Span
-from plugq.limiters.moments import LARGEST, SHORTEST, add, after, pack, take, unpack
+from plugq.limiters.moments import LARGEST, SHORTEST, add, after, pack, unpack
 from plugq.protocols.limiter import Step
 from plugq.protocols.plugin import API_VERSION, Capability
 
@@ -66,20 +66,6 @@ class RateLimiter:
             state = pack(_TAG, at, self._bounded(moments))
         retry_at = None if granted >= want else self._frees(moments, used + granted)
         return Step(state=state, granted=granted, at=at, retry_at=retry_at)
-
-    def refund(self, state: bytes | None, unused: int, at: float) -> bytes | None:
-        """Take grants back out of the moment that they are counted in."""
-        latest, moments = unpack(_TAG, state)
-        # Past the window the moment is gone, and the next one holds other grants.
-        if unused < 1 or latest - at >= self._window:
-            return state
-        for index, moment in enumerate(moments):
-            if moment[0] >= at:
-                if moment[0] == at or self._part(moment) == self._part((at, unused)):
-                    take(moments, index, unused)
-                    return pack(_TAG, latest, moments)
-                break
-        return state
 
     def widened(self, seconds: float) -> Self:
         """Count over a longer window: starts within ``per`` were granted within that."""

@@ -13,8 +13,8 @@ MAX_STATE = 2048
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of a limiter: how many of those wanted may start, and the state after that.
 
-    ``at`` is the moment as of which they are counted, and is what a refund of them has to name:
-    the ``now`` of the step, or that of the latest grant before it should that be later.
+    ``at`` is the moment as of which they are counted: the ``now`` of the step, or that of the
+    latest grant before it should that be later.
     ``retry_at`` is ``None`` where everything wanted was granted, and otherwise the moment at
     which at least one more will be: not before it, and surely at it if nothing else is granted
     until then.
@@ -31,12 +31,13 @@ class Limiter(Protocol):
 
     A limiter is pure: what it answers depends on its options and its arguments alone. It keeps
     nothing, reads no clock, does no I/O and may be called from any thread. Its state is a small
-    value, at most ``MAX_STATE`` bytes, which the caller keeps in a register of the storage
-    and writes with a compare-and-set, so that one bound holds for all processes of the storage.
+    value, at most ``MAX_STATE`` bytes, which the storage keeps with a version and writes in the
+    same step as the starts that it stands for, so that one bound holds for all processes of the
+    storage. A step whose starts do not happen is not written: there is nothing to give back.
 
     What holds for every limiter:
 
-    * **Bound.** The grants that were not refunded keep the bound in every window, wherever it
+    * **Bound.** The grants keep the bound in every window, wherever it
       begins, with any number of callers that take turns on one state.
     * **As much as there is.** A step for fewer grants is granted all of them or as many as one
       for more would be, and the more time has passed, the more is granted. What is refused takes
@@ -57,22 +58,12 @@ class Limiter(Protocol):
     def window(self) -> float:
         """Seconds without a grant after which every state is worth no less than ``None``.
 
-        A register may expire that long after it was written.
+        A state may be thrown away that long after it was written.
         """
         ...
 
     def step(self, state: bytes | None, want: int, now: float) -> Step:
         """Grant up to ``want`` starts as of ``now``; below 1 nothing is wanted."""
-        ...
-
-    def refund(self, state: bytes | None, unused: int, at: float) -> bytes | None:
-        """Return the state without ``unused`` of the starts that were granted as of ``at``.
-
-        The budget becomes what it would be had they not been granted, never more. A caller gives
-        back its own grants, each once. A limiter remembers a bounded number of moments: what was
-        granted long ago may be lost to the budget, and a moment that it does not know changes
-        nothing.
-        """
         ...
 
     def widened(self, seconds: float) -> Limiter:

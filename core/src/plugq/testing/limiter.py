@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from plugq.testing.contract.limiter_bounds import Bounds
-from plugq.testing.contract.limiter_refunds import Refunds
 from plugq.testing.contract.limiter_states import States
 from plugq.testing.contract.limiter_times import Times
 
 
-class LimiterContract(Bounds, Times, Refunds, States):
+class LimiterContract(Bounds, Times, States):
     """What every limiter does, as tests.
 
     ::

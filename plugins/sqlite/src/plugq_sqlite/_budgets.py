@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from plugq.allowance import Allowance, usable
@@ -46,6 +45,8 @@ class Budgeting:
         self._request = request
         self.wants: list[Want] = []
         self.spent: list[Spent] = []
+        #: Whether another claimer should be woken for the queue that was served last.
+        self.more = False
 
     def allowance(self, queue: Queue, limited: Limited, left: int, room: int) -> Allowance:
         """Return what the claim may start of a limited queue, by the budgets that it brings."""
@@ -74,6 +75,7 @@ class Budgeting:
                 _park_queue(tx, queue, until)
             else:
                 tx.lanes.park(queue.id, lane, until)
+        self.more = allowance.more
         if ready := allowance.wanted:
             self.wants.append(
                 Want(
@@ -107,7 +109,8 @@ def _park_queue(tx: Transaction, queue: Queue, until: float | None) -> None:
     tx.db.execute("UPDATE queue SET parked_until = ? WHERE id = ?", (until, queue.id))
     queue.parked_until = until
     if until is None:
-        tx.opened(queue.id, sys.maxsize)
+        # One claimer at a time: they would only take turns on the one state.
+        tx.opened(queue.id, 1)
 
 
 def let_in(tx: Transaction, queue: Queue, most: int) -> int:

@@ -109,7 +109,7 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
             due.append(0.0)
             continue
         granted += _lease(tx, request, queue, rows)
-        tx.taken(queue.id, len(rows))
+        _note_taken(tx, queue, budgeting, len(rows))
     if granted:
         remember(tx, request, known)
     if request.peer and request.limit > 0:
@@ -165,6 +165,7 @@ def _pick(
     left: int,
 ) -> list[Any] | None:
     """Return the jobs of a limited queue that its budgets let start, as :func:`_first` does."""
+    budgeting.more = False
     room = tx.room(queue)
     if room <= 0 or queue.parked_until is not None:
         return []
@@ -179,7 +180,14 @@ def _pick(
         if allowance.take(lane):
             picked.append(seq)
     budgeting.finish(queue, allowance)
+    tx.taken(queue.id, allowance.left)
     return tx.db.execute(_PICKED, (numbers(picked),)).fetchall() if picked else []
+
+
+def _note_taken(tx: Transaction, queue: Queue, budgeting: Budgeting, count: int) -> None:
+    tx.taken(queue.id, count)
+    if queue.limited is not None and budgeting.more:
+        tx.wake_one(queue.id)
 
 
 def _first(

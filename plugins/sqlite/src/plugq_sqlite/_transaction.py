@@ -228,6 +228,10 @@ class Transaction:
         """Note that jobs of a queue which were ready before may be claimed now."""
         self._opened[queue] = min(self._opened.get(queue, 0) + count, sys.maxsize)
 
+    def wake_one(self, queue: int) -> None:
+        """Wake a peer if one is idle and a job of the queue is ready, whatever was taken."""
+        self._opened[queue] = max(self._opened.get(queue, 0), 1)
+
     def tell_finished(self, row: Row, ref: JobRef) -> None:
         """Note for the submitter of a job that it is final or gone."""
         if row.origin:
@@ -293,7 +297,7 @@ class Transaction:
         row = self.db.execute(
             "SELECT count(*) FROM (SELECT 1 FROM job INDEXED BY job_ready "
             "WHERE queue = ? AND state = 1 AND eligible = 1 LIMIT ?)",
-            (queue, most),
+            (queue, max(0, most)),
         ).fetchone()
         return int(row[0])
 

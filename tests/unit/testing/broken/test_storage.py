@@ -419,6 +419,40 @@ class ClaimsOfNothingCountAsIdle(MemoryStorage):
         return reply
 
 
+class WakesForWhatAClaimWants(MemoryStorage):
+    """Everybody comes for jobs that the claimer fetches in its next breath."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        for want in reply.wants:
+            self._jobs.queue(want.queue).fresh = len(want.ready)
+        self._signals.flush(caller=request.peer)
+        return reply
+
+
+class WakesAllForAQueue(MemoryStorage):
+    """A queue that is let in brings every idle peer, and one can spend its budget."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        parked = [queue for queue in self._jobs.queues.values() if queue.parked_until is not None]
+        reply = await super().claim(request)
+        for queue in parked:
+            queue.fresh = queue.ready if queue.parked_until is None else 0
+        self._signals.flush(caller=request.peer)
+        return reply
+
+
+class LeavesTheRestOfABudget(MemoryStorage):
+    """A claim that is full keeps the rest of the budget from those that have room."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        idle, self._signals._idle_of = self._signals._idle_of, {}
+        try:
+            return await super().claim(request)
+        finally:
+            self._signals._idle_of = idle
+
+
 class IgnoresThePriority(MemoryStorage):
     """First come, first served."""
 
@@ -1099,6 +1133,9 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "a_limited_queue_holds_up_no_other",
     ),
     ClaimsOfNothingCountAsIdle: ("a_claim_of_nothing_registers_nobody",),
+    WakesForWhatAClaimWants: ("what_a_claim_wants_is_left_to_it",),
+    WakesAllForAQueue: ("a_queue_that_is_let_in_wakes_one_peer",),
+    LeavesTheRestOfABudget: ("a_full_claim_that_leaves_budget_wakes_one_peer",),
     IgnoresThePriority: ("a_higher_priority_comes_first",),
     Reorders: (
         "jobs_of_one_priority_run_in_the_order_of_submission",

@@ -14,7 +14,7 @@ class Bounds(LimiterSubject):
     def test_every_window_keeps_the_bound(self) -> None:
         """Wherever it begins."""
         for caller in self.callers():
-            for _ in caller.walk(80, refunds=False):
+            for _ in caller.walk(80):
                 pass
             assert crowded(caller.kept, self.most) is None
 
@@ -41,7 +41,7 @@ class Bounds(LimiterSubject):
         for late in _LATE:
             for caller in self.callers():
                 caller.limiter = caller.limiter.widened(late)
-                for step in caller.walk(60, refunds=False):
+                for step in caller.walk(60):
                     if caller.random.random() < 0.5 and step.retry_at is not None:
                         caller.now = step.retry_at
                 starts = [

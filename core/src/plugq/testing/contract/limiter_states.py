@@ -41,12 +41,6 @@ class States(LimiterSubject):
                     for limiter in (caller.limiter, self.limiter(), caller.limiter)
                 ]
                 assert steps[0] == steps[1] == steps[2]
-                step = steps[0]
-                refunds = [
-                    limiter.refund(step.state, step.granted, step.at)
-                    for limiter in (caller.limiter, self.limiter())
-                ]
-                assert refunds[0] == refunds[1]
 
     def test_a_refusal_changes_nothing(self) -> None:
         """So that it needs no write."""
@@ -63,7 +57,6 @@ class States(LimiterSubject):
         fresh = limiter.step(None, PLENTY, START)
         for state in _FOREIGN:
             assert limiter.step(state, PLENTY, START) == fresh
-            limiter.refund(state, 1, START)
 
     def test_damaged_bytes_raise_nothing(self) -> None:
         """Nor do they grant more than there is at first."""
@@ -77,12 +70,6 @@ class States(LimiterSubject):
                 for state in (caller.state[:place], caller.state + b"\0", bytes(flipped)):
                     step = caller.limiter.step(state, PLENTY, caller.now)
                     assert step.granted <= self.most(0.0)
-                    caller.limiter.refund(state, 1, caller.now)
-                    caller.limiter.refund(step.state, 1, step.at)
-
-    def test_giving_back_to_no_state_leaves_none(self) -> None:
-        """There is nothing to give back."""
-        assert self.limiter().refund(None, 1, START) is None
 
 
 __all__ = ["States"]

@@ -1,4 +1,4 @@
-"""Who calls the limiter under test: a caller that acquires, waits and gives back at random."""
+"""Who calls the limiter under test: a caller that acquires and waits at random."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LimiterSubject:
 
 
 class Caller:
-    """Calls a limiter and writes down what it was granted and did not give back."""
+    """Calls a limiter and writes down what it was granted."""
 
     def __init__(self, limiter: Limiter, seed: int, burst: int) -> None:
         self.limiter = limiter
@@ -63,7 +63,7 @@ class Caller:
         self.state: bytes | None = None
         self.now: float = START
         self.retry_at: float | None = None
-        #: The grants that were kept: when, and how many.
+        #: The grants: when, and how many.
         self.kept: list[tuple[float, int]] = []
 
     def budget(self, now: float | None = None, state: bytes | None = None) -> int:
@@ -79,16 +79,6 @@ class Caller:
             self.kept.append((step.at, step.granted))
         return step
 
-    def give_back(self) -> None:
-        """Refund a part or the whole of one of the last grants."""
-        if self.kept:
-            index = self.random.randrange(max(0, len(self.kept) - 4), len(self.kept))
-            at, number = self.kept.pop(index)
-            unused = self.random.randint(1, number)
-            if unused < number:
-                self.kept.insert(index, (at, number - unused))
-            self.state = self.limiter.refund(self.state, unused, at)
-
     def wait(self) -> None:
         """Let time pass: none, a little, up to when it is worth trying again, or long."""
         share = self.random.choice((0.0, 0.001, 0.05, 0.3, 1.0, 2.5))
@@ -102,13 +92,11 @@ class Caller:
         some = self.random.randint(1, self.burst)
         return self.random.choice((1, 1, 2, some, self.burst, self.burst + 1, PLENTY))
 
-    def walk(self, steps: int, *, refunds: bool = True) -> Iterator[Step]:
-        """Acquire so many times, with waits and refunds in between, and yield each step."""
+    def walk(self, steps: int) -> Iterator[Step]:
+        """Acquire so many times, with waits in between, and yield each step."""
         for _ in range(steps):
             self.wait()
             yield self.acquire(self.want())
-            if refunds and self.random.random() < 0.3:
-                self.give_back()
 
 
 def crowded(kept: Iterable[tuple[float, int]], most: Callable[[float], int]) -> str | None:

@@ -307,6 +307,54 @@ class Parks(Contract):
                 await ear.hears_wake(wakes + 1)
 
     @_push
+    async def test_a_queue_that_is_let_in_wakes_one_peer(self) -> None:
+        """However many jobs are ready: two claimers would take turns on its one state."""
+        async with (
+            self.scene() as scene,
+            scene.listen("p1") as one,
+            scene.listen("p2") as two,
+        ):
+            await limit_starts(scene, queue=True)
+            await scene.submit("a", "b", "c")
+            await spend(scene, starts=1, retry_in=5.0)
+            for ear in (one, two):
+                await scene.ask(1, peer=ear.peer, worker=ear.peer)
+            scene.clock.advance(5)
+            await scene.ask(0)
+            for ear in (one, two):
+                await ear.catch_up()
+            assert one.wakes() + two.wakes() == 1
+
+    @_push
+    async def test_a_full_claim_that_leaves_budget_wakes_one_peer(self) -> None:
+        """As it does not come again for the rest."""
+        async with self.scene() as scene, scene.listen("p") as ear:
+            await limit_starts(scene, queue=True)
+            await scene.submit("a", "b", "c", "d")
+            await scene.ask(1, peer="p")
+            await spend(scene, starts=1, limit=1, retry_in=5.0)
+            await ear.catch_up()
+            assert ear.wakes() == 0
+            scene.clock.advance(5)
+            await spend(scene, starts=2, limit=1, retry_in=5.0)
+            await ear.hears_wake()
+
+    @_push
+    async def test_what_a_claim_wants_is_left_to_it(self) -> None:
+        """It comes again at once; should it not, a sweep wakes others."""
+        async with self.scene() as scene, scene.listen("p") as ear:
+            await limit_starts(scene, lanes=True)
+            await scene.submit("a1", lane="a")
+            await _park_lanes(scene, 5.0)
+            await scene.ask(1, peer="p")
+            scene.clock.advance(5)
+            assert (await wanted(scene)).ready == ("a",)
+            await ear.catch_up()
+            assert ear.wakes() == 0
+            await scene.sweep()
+            await ear.hears_wake()
+
+    @_push
     async def test_a_sweep_wakes_for_lanes_that_it_lets_in(self) -> None:
         """Should the process that parked them have died."""
         async with self.scene() as scene, scene.listen("p") as ear:
