@@ -73,7 +73,7 @@ async def drain(folder: Path, *, processes: int, lanes: int, each: int) -> Count
             for _ in range(each)
             for lane in range(lanes)
         ]
-        handles = await client.submit_many(jobs)
+        await client.submit_many(jobs)
         workers = [
             subprocess.Popen(  # noqa: ASYNC220 - it returns at once
                 [sys.executable, str(APP), str(config)],
@@ -84,8 +84,9 @@ async def drain(folder: Path, *, processes: int, lanes: int, each: int) -> Count
             for _ in range(processes)
         ]
         try:
-            for handle in handles:
-                await handle.result(PATIENCE * each / LIMIT)
+            async with asyncio.timeout(PATIENCE * each / LIMIT):
+                while (await client.stats()).counts["succeeded"] < len(jobs):
+                    await asyncio.sleep(0.1)
         finally:
             for worker in workers:
                 worker.terminate()
