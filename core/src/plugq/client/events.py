@@ -80,7 +80,7 @@ class EventStream:
         self._closed = False
         self._arrived = asyncio.Event()
         #: Set once everything is heard; a gap before that is none.
-        self.stands = asyncio.Event()
+        self.stands: asyncio.Event = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         """Return once everything that happens from now on is heard.
