@@ -81,6 +81,7 @@ async def tell(storage: SqliteStorage) -> None:
     storage.tell([EVENT])
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_processes_that_end_leave_word_for_a_listener_that_does_not_read(
     tmp_path: Path, open_store: OpenStore
 ) -> None:
@@ -96,7 +97,7 @@ async def test_processes_that_end_leave_word_for_a_listener_that_does_not_read(
                 while True:
                     filler.sendto(datagrams([EVENT])[0], stream.address)
                     filled += 1
-        for number in range(3):
+        for number in range(2):
             teller = await asyncio.create_subprocess_exec(
                 sys.executable, str(HERE / "teller.py"), str(tmp_path), f"job-{number}"
             )
