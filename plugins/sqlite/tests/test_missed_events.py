@@ -31,8 +31,10 @@ EVENT = JobEvent(kind=EventKind.STARTED, queue="q", id="0" * 36, task="task")
 
 
 @pytest.fixture
-def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder above that of the sockets, for one test alone."""
+    # It also keeps pytest from making the folder of all tests in this one.
+    assert tmp_path.is_dir()
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="pq") as name:
         monkeypatch.setattr(tempfile, "tempdir", name)
         yield Path(name)
