@@ -545,9 +545,11 @@ class Signals(Protocol):
 
         It is told by the processes that did it, from the first ``__anext__`` on, which returns
         ``Resync``. Wherever events may have been lost, at the latest when ``BACKLOG`` of them
-        wait to be fetched, a ``Resync`` stands for these and for all that came before it. A
-        process that dies takes along what it has not told yet. Closing the iterator or stopping
-        the storage ends it; a cancelled ``__anext__`` loses nothing.
+        wait to be fetched, a ``Resync`` stands for these and for all that came before it. So it
+        does, a few seconds later at most, where a process may not reach the listener or is stopped
+        before that has taken what it was told. A process that dies takes along what it has not
+        told yet. Closing the iterator or stopping the storage ends it; a cancelled ``__anext__``
+        loses nothing.
 
         Events of one job that one process tells arrive in that order. Those of several processes
         may overtake each other; ``JobEvent.at`` orders them.

@@ -122,6 +122,10 @@ class Listener(Receiver[Heard]):
             self._resync = True
         self._arrived.set()
 
+    def lose(self) -> None:
+        """Note that events did not reach this listener."""
+        self._read(RESYNC)
+
     def _next(self) -> Heard | None:
         if self._resync:
             self._resync = False

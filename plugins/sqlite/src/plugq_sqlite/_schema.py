@@ -261,12 +261,13 @@ _SECOND = (
         CASE WHEN min(state) > 2 THEN (SELECT now FROM meta) + {BATCH_TTL} END
     FROM job WHERE batch IS NOT NULL GROUP BY namespace, batch
     """,  # noqa: S608 - a constant
-    # Sockets of those who listen to events.
+    # Sockets of those who listen to events; ``missed`` where some did not reach one.
     """
     CREATE TABLE listener (
         namespace INTEGER NOT NULL,
         address TEXT NOT NULL,
         probed REAL NOT NULL,
+        missed INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (namespace, address)
     ) WITHOUT ROWID
     """,

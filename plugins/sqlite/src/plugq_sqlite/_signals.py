@@ -151,9 +151,9 @@ class Postman:
         """Whether anything is kept for a receiver."""
         return bool(self._kept)
 
-    def waits_for(self, addresses: Collection[str]) -> bool:
-        """Whether anything is kept for one of these."""
-        return any(address in self._kept for address in addresses)
+    def waits_for(self, addresses: Collection[str]) -> list[str]:
+        """Return those of the addresses for which something is kept."""
+        return [address for address in addresses if address in self._kept]
 
     def send(self, address: str, notices: Sequence[Notice]) -> Delivery:
         """Send notices to one address, after what is kept for it."""
@@ -168,10 +168,11 @@ class Postman:
             queue += resync
         return self._empty(address, queue)
 
-    def retry(self) -> None:
-        """Send what is kept as far as the receivers take it."""
-        for address, queue in list(self._kept.items()):
-            self._empty(address, queue)
+    def retry(self) -> list[str]:
+        """Send what is kept as far as the receivers take it; return whom it can not reach."""
+        reached = {Delivery.SENT, Delivery.FULL}
+        kept = list(self._kept.items())
+        return [address for address, queue in kept if self._empty(address, queue) not in reached]
 
     def _empty(self, address: str, queue: deque[bytes]) -> Delivery:
         try:
@@ -346,7 +347,9 @@ class Receiver(AsyncGenerator[T, None]):
             if not self._loop.is_closed():
                 self._loop.remove_reader(receiver)
             receiver.close()
-            Path(self.address).unlink(missing_ok=True)
+            # It may lie in a folder that this process may no longer enter.
+            with contextlib.suppress(OSError):
+                Path(self.address).unlink()
 
 
 class Watch(Receiver[Notice]):

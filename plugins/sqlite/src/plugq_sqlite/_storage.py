@@ -259,13 +259,16 @@ class SqliteStorage(Lifecycle):
         self._listeners.add(listener)
         try:
             if listener.address:
+                self._writer.hearers[listener.address] = listener.lose
                 await self._writer.call(lambda tx: tx.know_listener(listener.address))
         except BaseException:
             self._listeners.discard(listener)
+            self._writer.hearers.pop(listener.address, None)
             raise
 
     async def _leave_listener(self, listener: Listener) -> None:
         self._listeners.discard(listener)
+        self._writer.hearers.pop(listener.address, None)
         if listener.address:
             # An address that can not be taken off the list is found to be dead when it is written
             # to.

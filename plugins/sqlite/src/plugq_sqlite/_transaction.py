@@ -96,7 +96,11 @@ class Transaction:
             (namespace,),
         ).fetchone()
         #: Where those listen who want to know what happens.
-        self.listeners: list[str] = self._listeners() if listened else []
+        self.listeners: list[str] = []
+        #: Those of them whom some of it did not reach.
+        self.missed: set[str] = set()
+        if listened:
+            self._read_listeners()
         self.now: float = max(stored, time)
         self.lanes = Lanes(self)
         self.tallies = Tallies()
@@ -348,20 +352,49 @@ class Transaction:
             (self.namespace, peer, address, self.now),
         )
 
-    def _listeners(self) -> list[str]:
+    def _read_listeners(self) -> None:
         found = self.db.execute(
-            "SELECT address FROM listener WHERE namespace = ?",
+            "SELECT address, missed FROM listener WHERE namespace = ?",
             (self.namespace,),
-        )
-        return [row[0] for row in found]
+        ).fetchall()
+        self.listeners = [address for address, _ in found]
+        self.missed = {address for address, missed in found if missed}
 
     def know_listener(self, address: str) -> None:
         """Make the address of somebody who listens known, or note that it was looked for."""
         self.db.execute(
-            "INSERT OR REPLACE INTO listener (namespace, address, probed) VALUES (?, ?, ?)",
+            "INSERT INTO listener (namespace, address, probed) VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET probed = excluded.probed",
             (self.namespace, address, self.now),
         )
-        self.listeners = self._listeners()
+        self._read_listeners()
+
+    def mark_missed(self, addresses: Collection[str]) -> None:
+        """Leave word for listeners whom events did not reach."""
+        self.db.executemany(
+            "UPDATE listener SET missed = 1 WHERE namespace = ? AND address = ? AND missed = 0",
+            [(self.namespace, address) for address in addresses],
+        )
+        self._read_listeners()
+
+    def take_missed(self, addresses: Collection[str]) -> list[str]:
+        """Return whom of these events did not reach, and take back the word that says so.
+
+        One that was taken for dead is made known again: it was told nothing since.
+        """
+        found = [
+            address
+            for address in addresses
+            if address in self.missed or address not in self.listeners
+        ]
+        for address in found:
+            self.db.execute(
+                "INSERT OR REPLACE INTO listener (namespace, address, probed) VALUES (?, ?, ?)",
+                (self.namespace, address, self.now),
+            )
+        if found:
+            self._read_listeners()
+        return found
 
     def forget_listener(self, address: str) -> None:
         """Forget an address at which nobody listens any more."""
@@ -369,7 +402,7 @@ class Transaction:
             "DELETE FROM listener WHERE namespace = ? AND address = ?",
             (self.namespace, address),
         )
-        self.listeners = self._listeners()
+        self._read_listeners()
 
     def wake_instead(self, queue: str) -> None:
         """Wake one peer, since the one that was woken for this queue is gone."""

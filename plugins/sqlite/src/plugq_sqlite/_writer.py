@@ -9,6 +9,7 @@ so that the one that fails, fails alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import random
 import sqlite3
@@ -52,6 +53,8 @@ _COURTESY = 0.0005
 _PARTING = 0.5
 #: How soon a peer whose buffer was full is tried again, in seconds.
 _RETRY_AFTER = 0.02
+#: How often those who listen look whether they missed something, in seconds.
+LOOK_EVERY = 1.0
 _REPLACEMENTS = 100
 
 
@@ -109,6 +112,11 @@ class Writer:
         self.listeners: list[str] = []
         #: Where the peers that watch through this storage listen.
         self.addresses: dict[str, str] = {}
+        #: Where those listen who do so through this storage, and what says that they missed events.
+        self.hearers: dict[str, Callable[[], None]] = {}
+        #: Whom events did not reach, until a transaction leaves word for them.
+        self._missed: set[str] = set()
+        self._looked = 0.0
 
     @property
     def namespace(self) -> int:
@@ -198,18 +206,57 @@ class Writer:
                 self._options.logger.exception("a write to %s failed unexpectedly", self._path)
                 failure = fault(error, self._path)
                 self._tell([(call.future, None, failure) for call in calls])
-        self._send_told()
         self._part()
         self._postman.close()
         self._close()
         self._tell([(self._ended, None, None)])
 
     def _part(self) -> None:
-        """Give listeners whose buffers are full a last moment."""
-        until = time.monotonic() + _PARTING
-        while self._postman.waits_for(self.listeners) and time.monotonic() < until:
-            time.sleep(_LONGEST_PAUSE)
-            self._postman.retry()
+        """Give listeners whose buffers are full a last moment, then leave word for them."""
+        try:
+            self._send_told()
+            until = time.monotonic() + _PARTING
+            while self._postman.waits_for(self.listeners) and time.monotonic() < until:
+                time.sleep(_LONGEST_PAUSE)
+                self._retry()
+            self._missed.update(self._postman.waits_for(self.listeners))
+            if self._missed:
+                self._leave_word()
+        except Exception:  # whoever stops the storage waits for the end of the thread
+            self._options.logger.exception("some events could not be told")
+
+    def _retry(self) -> None:
+        given_up = self._postman.retry()
+        self._missed.update(address for address in given_up if address in self.listeners)
+
+    def _look(self) -> None:
+        """See what no transaction has seen lately: who missed something, or is no longer listed."""
+        self._looked = time.monotonic()
+        try:
+            self._check_file()
+            listed = {
+                row[0]
+                for row in self._connection().execute(
+                    "SELECT address FROM listener WHERE namespace = ? AND missed = 0",
+                    (self._namespace,),
+                )
+            }
+            if self._missed or not listed.issuperset(tuple(self.hearers)):
+                self._leave_word()
+        except (sqlite3.Error, OSError, PlugqError) as error:
+            self._options.logger.debug("whether events were missed is not known yet: %s", error)
+
+    def _leave_word(self) -> None:
+        _, _, error, _ = self._transact([])
+        if error is not None:
+            self._options.logger.warning("that events were missed can not be told: %s", error)
+
+    def _exchange_word(self, tx: Transaction) -> list[Callable[[], None]]:
+        """Leave word for whom events did not reach; return what tells those of ours of theirs."""
+        if self._missed:
+            tx.mark_missed(self._missed)
+        hearers = dict(self.hearers)
+        return [hearers[address] for address in tx.take_missed(hearers)] if hearers else []
 
     def _send_told(self) -> None:
         """Send the events that were told since the last time; whatever fails costs these only."""
@@ -220,16 +267,19 @@ class Writer:
             return
         try:
             letters = [RESYNC] if too_much else datagrams(events)
-            dead = [
-                address
-                for address in self.listeners
-                if self._postman.post(address, letters, [RESYNC]) is Delivery.DEAD
-            ]
+            dead = []
+            for address in self.listeners:
+                delivery = self._postman.post(address, letters, [RESYNC])
+                if delivery is Delivery.DEAD:
+                    dead.append(address)
+                elif delivery is Delivery.BARRED:
+                    self._missed.add(address)
             if dead:
                 _, _, error, _ = self._transact([partial(_forget, addresses=dead)])
                 if error is not None:
                     self._options.logger.warning("listeners that are gone stay listed: %s", error)
         except Exception:  # the thread has to outlive whatever befalls the events
+            self._missed.update(self.listeners)
             self._options.logger.exception("%d events could not be told", len(events))
 
     def _start_error(self, error: Exception) -> Exception:
@@ -326,7 +376,9 @@ class Writer:
                 if calls:
                     return calls
                 self._send_told()
-                self._postman.retry()
+                self._retry()
+                if self._until_look() == 0:
+                    self._look()
                 continue
             if isinstance(call, _Told):
                 continue
@@ -346,7 +398,15 @@ class Writer:
     def _next(self, *, block: bool) -> Call[Any] | _Told | None:
         if not block:
             return self._queue.get_nowait()
-        return self._queue.get(timeout=_RETRY_AFTER if self._postman.waiting else None)
+        timeout = self._until_look()
+        if self._postman.waiting:
+            timeout = _RETRY_AFTER if timeout is None else min(timeout, _RETRY_AFTER)
+        return self._queue.get(timeout=timeout)
+
+    def _until_look(self) -> float | None:
+        if not self.hearers and not self._missed:
+            return None
+        return max(0.0, self._looked + LOOK_EVERY - time.monotonic())
 
     def _flush(self, calls: list[Call[Any]]) -> None:
         replies, letters, error, alone = self._transact([call.run for call in calls])
@@ -360,7 +420,7 @@ class Writer:
         self._tell(answers)
         self._deliver(letters)
         self._send_told()
-        self._postman.retry()
+        self._retry()
         if time.monotonic() - self._contended < 1.0:
             time.sleep(_COURTESY)
 
@@ -385,6 +445,7 @@ class Writer:
         try:
             tx = Transaction(db, self._names, self._namespace, self.now(0.0), self.addresses)
             replies = [run(tx) for run in runs]
+            losers = self._exchange_word(tx)
             letters = tx.flush()
         except Exception as error:
             self._roll_back(db)
@@ -395,7 +456,11 @@ class Writer:
             db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(db)
+            self._call_soon(losers)
             return nothing, [], unfinished(error, self._path), False
+        self._call_soon(losers)
+        self._missed.clear()
+        self._looked = time.monotonic()
         self.now(tx.now)
         self.listeners = tx.listeners
         return replies, letters, None, False
@@ -432,6 +497,13 @@ class Writer:
         except RuntimeError:
             # The event loop was closed under us; nobody waits for the answers any more.
             self._options.logger.debug("nobody waits for %d answers", len(answers))
+
+    def _call_soon(self, callbacks: Sequence[Callable[[], None]]) -> None:
+        for callback in callbacks:
+            # Nobody hears anything any more when the event loop was closed under us.
+            with contextlib.suppress(RuntimeError):
+                assert self._loop is not None  # noqa: S101 - start() set it
+                self._loop.call_soon_threadsafe(callback)
 
     def _deliver(self, letters: list[Letter]) -> None:
         """Send letters after the commit; for a peer that is gone another idle one is woken."""
