@@ -94,3 +94,11 @@ def test_the_owner_is_the_application_else_the_file_else_the_script(tmp_path: Pa
         [sys.executable, str(script)], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert run.stdout.strip() == str(script.resolve())
+
+
+@pytest.mark.parametrize("word", [{"catch_up": "latest"}, {"overlap": "never"}, {"catch_up": []}])
+def test_an_unknown_word_is_refused_where_it_is_written(word: dict[str, Any]) -> None:
+    app = plugq.App()
+    with pytest.raises(plugq.ConfigError, match=rf"'s': {next(iter(word))}: expected 'skip' or "):
+        app.schedule("s", plugq.job("t"), every=60, **word)
+    assert not app.schedules

@@ -16,7 +16,7 @@ from plugq.errors import ConfigError, Conflict, InvalidJob
 from plugq.job import JobRef
 from plugq.protocols.storage import RegisterChange, SubmitStatus
 from plugq.request import Asked
-from plugq.schedule import Definition, Stored, changes, check_name, rule_of
+from plugq.schedule import Definition, Stored, changes, check_name, check_words, rule_of
 from plugq.schedule.stored import NEWS, PREFIX, encode, key_of, moment_of, read
 from plugq.task import JobRequest
 
@@ -94,13 +94,7 @@ class Schedules:
         if not isinstance(request, JobRequest):
             message = f"expected task.job(…), got {request!r}"
             raise InvalidJob(message)
-        for option, value, known in (
-            ("catch_up", catch_up, ("skip", "one", "all")),
-            ("overlap", overlap, ("skip", "allow")),
-        ):
-            if value not in known:
-                message = f"{option}: expected {' or '.join(map(repr, known))}, got {value!r}"
-                raise ConfigError(message)
+        check_words(catch_up, overlap)
         try:
             interval = None if every is None else seconds(every, name="every")
         except (ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -182,6 +182,21 @@ def check_name(value: object) -> str:
     return bounded("schedule", value, LONGEST_NAME)
 
 
+def check_words(catch_up: object, overlap: object) -> None:
+    """Check the two options that are one of a few words.
+
+    Raises:
+        ConfigError: one is none of its words.
+    """
+    for option, value, known in (
+        ("catch_up", catch_up, get_args(CatchUp)),
+        ("overlap", overlap, get_args(Overlap)),
+    ):
+        if value not in known:
+            message = f"{option}: expected {' or '.join(map(repr, known))}, got {value!r}"
+            raise ConfigError(message)
+
+
 def key_of(name: str) -> str:
     """Return the key of a schedule's register."""
     return PREFIX + name
@@ -248,6 +263,7 @@ __all__ = [
     "Source",
     "Stored",
     "check_name",
+    "check_words",
     "encode",
     "key_of",
     "moment_of",
