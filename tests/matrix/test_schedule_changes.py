@@ -227,3 +227,30 @@ async def test_what_is_changed_at_run_time_outlives_a_restart(deployment: Deploy
         while {one.rule for one in (await names(client, 3)).values()} != {"every 10800 s"}:
             await asyncio.sleep(0.02)
         assert not any(one.paused for one in await client.schedules.list())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cron": [1]}, "cron: expected text, got [1]"),
+        ({"every": 60, "timezone": []}, "timezone: expected text, got []"),
+        ({"cron": "0 3 * * *", "timezone": None}, "timezone: expected text, got None"),
+    ],
+)
+async def test_a_rule_of_another_type_is_refused_in_a_line(
+    deployment: Deployment, options: dict[str, Any], said: str
+) -> None:
+    async with opened(deployment) as world:
+        with pytest.raises(plugq.ConfigError) as caught:
+            await world.client.schedules.put("beat", plugq.job("t"), **options)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("name", [5, None, "\ud800", ""])
+@pytest.mark.parametrize("verb", ["trigger", "pause", "resume", "remove"])
+async def test_a_name_that_can_not_be_is_refused(
+    deployment: Deployment, verb: str, name: Any
+) -> None:
+    async with opened(deployment) as world:
+        with pytest.raises(plugq.InvalidJob, match=r"^schedule: "):
+            await getattr(world.client.schedules, verb)(name)

@@ -158,8 +158,8 @@ class Schedules:
             QueueFull: the queue takes no more; nothing was stored.
             OutcomeUnknown: the answer was lost; the job may be stored.
         """
-        client = self._client
-        (register,) = (await client._ask(lambda: client._broker.load([key_of(name)]))).registers  # noqa: SLF001
+        client, key = self._client, key_of(check_name(name))
+        (register,) = (await client._ask(lambda: client._broker.load([key]))).registers  # noqa: SLF001
         template = _existing(name, register).entry.job
         # Not the form of a tick's id, which is the schedule, '@' and a time.
         id = f"{name}!{uuid.uuid4()}"

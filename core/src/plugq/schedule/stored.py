@@ -149,13 +149,21 @@ class Definition:
         )
 
 
-@functools.lru_cache(maxsize=4096)
 def rule_of(cron: str | None, every: float | None, timezone: str) -> Rule:
     """Return the rule that exactly one of ``cron`` and ``every`` describes.
 
     Raises:
         ConfigError: both are given or none, or the one that is can not be read.
     """
+    for option, text in (("cron", cron), ("timezone", timezone)):
+        if not isinstance(text, str) and (option, text) != ("cron", None):
+            message = f"{option}: expected text, got {text!r}"
+            raise ConfigError(message)
+    return _rule(cron, every, timezone)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rule(cron: str | None, every: float | None, timezone: str) -> Rule:
     if (cron is None) == (every is None):
         message = "a schedule has either `cron` or `every`"
         raise ConfigError(message)
