@@ -13,7 +13,7 @@ import pytest
 import plugq
 from plugq.assembly import Assembly, owner_of
 from plugq.assembly.schedules import definitions_of
-from plugq.schedule import Definition
+from plugq.schedule import Definition, Interval, rule_text
 
 SCRIPT = """
 import plugq
@@ -71,6 +71,14 @@ def test_the_digest_is_the_same_in_every_process() -> None:
 )
 def test_whatever_was_written_counts(changed: dict[str, Any]) -> None:
     assert definition(**changed).digest != definition().digest
+
+
+def test_intervals_differ_by_a_second_in_a_month() -> None:
+    rules = [Interval(every) for every in ("30d", "29d23h59m59s", "30d2s", "2592000.5s")]
+    assert [rule_text(rule) for rule in rules] == [
+        f"every {seconds} s" for seconds in ("2592000", "2591999", "2592002", "2592000.5")
+    ]
+    assert len({definition(every=rule.every).digest for rule in rules}) == len(rules)
 
 
 def test_what_is_inherited_reaches_the_job_and_not_the_digest() -> None:

@@ -12,6 +12,7 @@ import pytest
 from plugq.broker.local import LocalBroker
 from plugq.broker.scheduler import Scheduler
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
+from plugq.errors import InvalidJob
 from plugq.job import JobState, Outcome
 from plugq.protocols import (
     ClaimRequest,
@@ -301,14 +302,15 @@ async def test_ticks_that_a_full_queue_refuses_are_not_lost() -> None:
     assert await world.ticks() == expected(10)
 
 
-async def test_a_schedule_that_fails_does_not_stop_the_others() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, InvalidJob])
+async def test_a_schedule_that_fails_does_not_stop_the_others(error: type[Exception]) -> None:
     world = World()
     await world.store.start()
     submit = world.store.submit
 
     async def fails(jobs: Any) -> Any:
         if any(job.task == "broken" for job in jobs):
-            raise RuntimeError("no")
+            raise error("no")
         return await submit(jobs)
 
     world.store.submit = fails  # type: ignore[method-assign]

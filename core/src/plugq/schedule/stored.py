@@ -176,7 +176,10 @@ def rule_text(rule: Rule) -> str:
     """Return a rule as people read it."""
     if isinstance(rule, Cron):
         return f"{rule.expression} {rule.timezone}"
-    return f"every {rule.every:g} s" if isinstance(rule, Interval) else str(rule)
+    if isinstance(rule, Interval):
+        # Exact, since definitions are told apart by it.
+        return f"every {str(rule.every).removesuffix('.0')} s"
+    return str(rule)
 
 
 def check_name(value: object) -> str:
@@ -245,6 +248,9 @@ def read(register: Register) -> Stored | str:
             return f"it has version {entry.version}, and this plugq reads version {VERSION}"
         check_queue(entry.job.queue)
         bounded("task", entry.job.task, 255)
+        numbers = [*msgspec.structs.astuple(entry.job), entry.job.unique and entry.job.unique.ttl]
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
+            return "its job has a number that is not finite"
         stamps = [entry.last]
         if (pending := entry.pending) is not None:
             check_queue(pending.queue)
