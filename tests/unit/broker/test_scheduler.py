@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from plugq.broker.local import LocalBroker
@@ -609,7 +610,7 @@ async def test_a_register_that_can_not_be_read_is_told_once_and_left_alone(
     world = World()
     await world.store.start()
     await world.store.swap([RegisterChange(key=key_of("bad"), expect=0, value=value)])
-    scheduler = await world.announced(minutely(), minutely("bad"))
+    scheduler = await world.announced(minutely())
     caplog.clear()
     for _ in range(3):
         world.clock.advance(60)
@@ -617,6 +618,59 @@ async def test_a_register_that_can_not_be_read_is_told_once_and_left_alone(
     assert caplog.text.count("can not be read") == 1
     assert scheduler.state()["bad"].startswith("unreadable: ")
     (register,) = (await world.store.load([key_of("bad")])).registers
+    assert register is not None
+    assert register.value == value
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (b"", 1),
+        (b"\xc1 nonsense", 1),
+        (encode(minutely().entry(owner="me", last=0.0))[:-1], 1),
+        (encode(minutely(catch_up="latest").entry(owner="me", last=0.0)), 1),
+        (msgspec.msgpack.encode([START.timestamp() - 180, "q", "s@1", 1]), 4),
+        (msgspec.msgpack.encode([1e300, "q", "s@1", 1]), 1),
+    ],
+)
+async def test_a_definition_takes_the_place_of_what_can_not_be_read(
+    value: bytes, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the form that held no definition, the ticks go on where they were."""
+    world = World()
+    await world.store.start()
+    for expect, wrong in enumerate((b"wrong", value)):
+        written = RegisterChange(key=key_of("s"), expect=expect, value=wrong)
+        assert (await world.store.swap([written])).done
+    scheduler = await world.announced(minutely())
+    await world.announced(minutely())
+    assert caplog.text.count("could not be read") == 1
+    world.clock.advance(60)
+    assert await scheduler.round() == number
+
+
+async def test_of_the_former_form_the_last_job_is_not_overlapped() -> None:
+    world = World()
+    await world.store.start()
+    await world.store.submit([template(id="s@1")])
+    value = msgspec.msgpack.encode([START.timestamp(), "q", "s@1", 1])
+    await world.store.swap([RegisterChange(key=key_of("s"), expect=0, value=value)])
+    scheduler = await world.announced(minutely(catch_up="one", overlap="skip"))
+    world.clock.advance(60)
+    assert await scheduler.round() == 0
+    await world.finish_everything()
+    world.clock.advance(60)
+    assert await scheduler.round() == 1
+
+
+async def test_what_a_newer_release_wrote_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    await world.store.start()
+    value = msgspec.msgpack.encode([2, {"unheard": "of"}])
+    await world.store.swap([RegisterChange(key=key_of("s"), expect=0, value=value)])
+    await world.announced(minutely())
+    assert "a newer plugq wrote it, in version 2" in caplog.text
+    (register,) = (await world.store.load([key_of("s")])).registers
     assert register is not None
     assert register.value == value
 

@@ -6,9 +6,21 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from plugq.protocols.storage import RegisterChange
 from plugq.schedule.changes import announced
-from plugq.schedule.stored import NEWS, PREFIX, encode, key_of, name_of, read
+from plugq.schedule.stored import (
+    NEWS,
+    PREFIX,
+    VERSION,
+    encode,
+    kept,
+    key_of,
+    name_of,
+    read,
+    version_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +38,7 @@ async def announce(storage: Storage, definitions: Sequence[Definition], owner: s
     """Write definitions where they differ, and remove those that their owner no longer has.
 
     May be repeated, and at the same time as others: of two owners that define one name the last
-    one counts.
+    one counts. What can not be read is replaced, unless a newer release wrote it.
 
     Raises:
         Unavailable: the storage can not be reached.
@@ -54,21 +66,41 @@ async def _define_all(storage: Storage, definitions: Sequence[Definition], owner
     """Write what differs in one step, and one by one where somebody came in between."""
     loaded = await storage.load([key_of(definition.name) for definition in definitions])
     found = {
-        definition.name: (definition, change)
+        definition.name: (definition, register, change)
         for definition, register in zip(definitions, loaded.registers, strict=True)
         if (change := _change(definition, owner, register, loaded.now)) is not None
     }
-    if found and not (await storage.swap([change for _, change in found.values()])).done:
-        for definition, _ in found.values():
-            await _define(storage, definition, owner)
+    if not found:
+        return
+    if (await storage.swap([change for _, _, change in found.values()])).done:
+        for _, register, _ in found.values():
+            _report(register)
+        return
+    for definition, _, _ in found.values():
+        await _define(storage, definition, owner)
 
 
 async def _define(storage: Storage, definition: Definition, owner: str) -> None:
     while True:
         loaded = await storage.load([key_of(definition.name)])
-        change = _change(definition, owner, loaded.registers[0], loaded.now)
-        if change is None or (await storage.swap([change])).done:
+        (register,) = loaded.registers
+        change = _change(definition, owner, register, loaded.now)
+        if change is None:
             return
+        if (await storage.swap([change])).done:
+            _report(register)
+            return
+
+
+def _report(register: Register | None) -> None:
+    """Say what was lost with a register that was replaced."""
+    stored = None if register is None else read(register)
+    if register is not None and isinstance(stored, str):
+        logger.warning(
+            "schedule %r could not be read and is as its definition says now: %s",
+            name_of(register.key),
+            stored,
+        )
 
 
 def _change(
@@ -77,16 +109,27 @@ def _change(
     register: Register | None,
     now: float,
 ) -> RegisterChange | None:
-    name, held = definition.name, None
+    name, held, before = definition.name, None, {}
     if register is not None:
         stored = read(register)
-        if isinstance(stored, str):
-            logger.error("schedule %r can not be read and is left alone: %s", name, stored)
+        if not isinstance(stored, str):
+            held = stored.entry
+        elif (version := version_of(register) or 0) > VERSION:
+            logger.error(
+                "schedule %r is left alone: a newer plugq wrote it, in version %d, and this one "
+                "knows version %d; upgrade this process, or remove the schedule",
+                name,
+                version,
+                VERSION,
+            )
             return None
-        held = stored.entry
+        else:
+            before = kept(register)
     entry = announced(held, definition, owner, now)
     if entry is None:
         return None
+    if before:
+        entry = msgspec.structs.replace(entry, **before)
     if held is not None and held.owner not in {"", owner} and held.digest != entry.digest:
         logger.warning(
             "schedule %r was defined by %s too; the definition of %s counts from here on",

@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -266,6 +266,36 @@ def read(register: Register) -> Stored | str:
     return stored
 
 
+class _Former(msgspec.Struct, frozen=True, array_like=True):
+    """The value of a register when it held no definition yet."""
+
+    last: float
+    queue: str
+    id: str
+    version: Literal[1]
+
+
+def version_of(register: Register) -> int | None:
+    """Return which version a register that can not be read says it has, ``None`` for no saying."""
+    try:
+        first = msgspec.msgpack.decode(register.value)[0]
+    except (*_RAISES, LookupError):
+        return None
+    return first if type(first) is int else None
+
+
+def kept(register: Register) -> dict[str, Any]:
+    """Return the fields of an entry that a register of the former version says."""
+    try:
+        former = msgspec.msgpack.decode(register.value, type=_Former)
+        moment_of(former.last)
+        if former.id:
+            check_queue(former.queue)
+    except _RAISES:
+        return {}
+    return {"last": former.last, "queue": former.queue, "id": former.id}
+
+
 __all__ = [
     "LONGEST_NAME",
     "NEWS",
@@ -279,6 +309,7 @@ __all__ = [
     "check_name",
     "check_words",
     "encode",
+    "kept",
     "key_of",
     "moment_of",
     "name_of",
@@ -286,4 +317,5 @@ __all__ = [
     "rule_of",
     "rule_text",
     "tick_id",
+    "version_of",
 ]
