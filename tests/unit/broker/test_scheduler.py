@@ -13,11 +13,12 @@ import pytest
 from plugq.broker.local import LocalBroker
 from plugq.broker.scheduler import Scheduler
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
-from plugq.errors import InvalidJob
+from plugq.errors import InvalidJob, OutcomeUnknown
 from plugq.job import JobState, Outcome
 from plugq.protocols import (
     ClaimRequest,
     Configure,
+    Drain,
     FindQuery,
     NewJob,
     PluginContext,
@@ -192,6 +193,18 @@ async def test_ticks_while_no_scheduler_ran(policy: CatchUp, number: int) -> Non
     assert await scheduler.round() == 0
     world.clock.advance(30)
     assert await scheduler.round() == 1
+
+
+@pytest.mark.parametrize("missed", [2, 250])
+async def test_all_without_overlap_submits_the_newest_however_many_were_missed(missed: int) -> None:
+    world = World()
+    await world.store.start()
+    scheduler = await world.scheduler(Interval(60), catch_up="all", overlap="skip")
+    world.clock.advance(60 * missed)
+    for number in (1, 0, 0):
+        assert await scheduler.round() == number
+        await world.finish_everything()
+    assert await world.ticks() == expected(missed)[-1:]
 
 
 async def test_a_tick_is_left_out_while_the_job_before_has_not_ended() -> None:
@@ -535,6 +548,48 @@ async def test_a_draining_queue_refuses_ticks_for_a_while_and_loses_none() -> No
     for _ in range(3):
         await scheduler.round()
     assert await world.ticks() == expected(30)
+
+
+async def test_a_refused_tick_that_is_skipped_is_told_as_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.edit(Drain(queues=("q",)))
+    scheduler = await world.scheduler(Interval(60), catch_up="skip")
+    world.clock.advance(6)
+    for number in range(1, 4):
+        world.clock.advance(52)
+        for _ in range(4):
+            world.clock.advance(2)
+            assert await scheduler.round() == 0
+        assert caplog.text.count("was dropped, since queue 'q' is draining") == number
+    assert caplog.text.count("queue 'q' is draining and is tried again") == 1
+    assert "counts as submitted" not in caplog.text
+
+
+async def test_a_refusal_says_nothing_of_a_later_try_whose_answer_was_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.edit(Drain(queues=("q",)))
+    scheduler = await world.scheduler(Interval(60), catch_up="skip")
+    world.clock.advance(60)
+    assert await scheduler.round() == 0
+    submit = world.store.submit
+
+    async def lost(_: Any) -> Any:
+        raise OutcomeUnknown("lost", ids=[])
+
+    world.store.submit = lost  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown):
+        await scheduler.round()
+    world.store.submit = submit  # type: ignore[method-assign]
+    world.clock.advance(6)
+    assert await scheduler.round() == 0
+    assert "was dropped" not in caplog.text
+    assert "counts as submitted" in caplog.text
 
 
 async def test_what_nobody_could_complete_in_time_counts_as_submitted(

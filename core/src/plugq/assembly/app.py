@@ -51,7 +51,8 @@ class App(Tasks):
         Either ``cron`` or ``every`` is the rule. ``catch_up`` says which of the ticks are
         submitted that passed while no worker ran: none (``skip``), the newest (``one``) or
         ``all``. With ``overlap="skip"`` a tick is left out while the job of the one before has
-        not ended.
+        not ended, so that of several due ticks only the newest is submitted: ``all`` needs
+        ``overlap="allow"`` to submit each.
 
         Raises:
             ConfigError: the name is taken, or the rule, ``catch_up`` or ``overlap`` can not be.

@@ -83,7 +83,8 @@ class Schedules:
 
         The options and arguments of the request are resolved and encoded now. A new schedule and
         a changed rule count from now; otherwise ticks that are due are still submitted. A paused
-        one stays paused.
+        one stays paused. ``catch_up="all"`` needs ``overlap="allow"`` to submit every missed tick:
+        those that overlap are left out, and of several only the newest is submitted.
 
         Raises:
             ConfigError: the rule, ``catch_up`` or ``overlap`` can not be.
