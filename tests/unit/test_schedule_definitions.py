@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 import plugq
 from plugq.assembly import Assembly, owner_of
 from plugq.assembly.schedules import definitions_of
+from plugq.broker.announce import announce
 from plugq.schedule import Definition, Interval, rule_text
+from plugq.schedule.stored import PREFIX, name_of
+from plugq.testing import ManualClock
 
 SCRIPT = """
 import plugq
@@ -86,6 +90,27 @@ def test_what_is_inherited_reaches_the_job_and_not_the_digest() -> None:
     inherits = definition({"defaults": {"priority": 7}})
     assert (inherits.job.priority, plain.job.priority) == (7, 0)
     assert inherits.digest == plain.digest
+
+
+@pytest.mark.parametrize(("schedules", "left"), [(None, ["s"]), ((), [])])
+async def test_only_a_broker_that_knows_all_definitions_removes_what_is_not_among_them(
+    schedules: tuple[Definition, ...] | None, left: list[str]
+) -> None:
+    clock = ManualClock()
+    assembly = Assembly({}, clock=clock)
+    store = assembly.storage()
+    await store.start()
+    await announce(store, [definition()], owner_of(assembly.config))
+    broker = assembly.broker(maintain=True, schedules=schedules)
+    await broker.start()
+    try:
+        for _ in range(200):
+            await asyncio.sleep(0)
+            clock.advance(0.01)
+        assert [name_of(register.key) for register in await store.scan(PREFIX)] == left
+    finally:
+        await broker.stop()
+        await store.stop()
 
 
 def test_the_owner_is_the_application_else_the_file_else_the_script(tmp_path: Path) -> None:
