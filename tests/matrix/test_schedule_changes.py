@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import plugq
+from plugq.announcement import Announcer
 from plugq.assembly import Assembly
 from plugq.broker.scheduler import Scheduler
 from plugq.testing import ManualClock
@@ -254,3 +255,21 @@ async def test_a_name_that_can_not_be_is_refused(
     async with opened(deployment) as world:
         with pytest.raises(plugq.InvalidJob, match=r"^schedule: "):
             await getattr(world.client.schedules, verb)(name)
+
+
+async def test_what_is_put_by_name_has_the_options_that_are_announced(
+    deployment: Deployment,
+) -> None:
+    app = plugq.App()
+
+    @app.task("rep", queue="reports", lane=lambda number: f"t{number}")
+    def rep(number: int) -> None: ...
+
+    async with opened(deployment) as world:
+        schedules = world.client.schedules
+        await Announcer(world.client._broker, world.clock, app.tasks).round()
+        with pytest.raises(plugq.InvalidJob, match=r"^lane: task 'rep'"):
+            await schedules.put("beat", plugq.job("rep", 1), every=60)
+        await schedules.put("beat", plugq.job("rep", 1).options(lane="mine"), every=60)
+        job = await (await schedules.trigger("beat")).status()
+    assert (job.queue, job.lane) == ("reports", "mine")

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import plugq
+from plugq.announcement import Announcer
 from plugq.assembly import Assembly, owner_of
 from plugq.assembly.schedules import definitions_of
 from plugq.broker.announce import announce
-from plugq.schedule import Definition, Interval, rule_text
-from plugq.schedule.stored import PREFIX, name_of
+from plugq.schedule import Definition, Interval, Stored, rule_text
+from plugq.schedule.stored import PREFIX, name_of, read
 from plugq.testing import ManualClock
 
 SCRIPT = """
@@ -90,6 +91,58 @@ def test_what_is_inherited_reaches_the_job_and_not_the_digest() -> None:
     inherits = definition({"defaults": {"priority": 7}})
     assert (inherits.job.priority, plain.job.priority) == (7, 0)
     assert inherits.digest == plain.digest
+
+
+def test_a_task_by_name_has_the_options_of_its_code() -> None:
+    app = plugq.App()
+
+    @app.task("rep", queue="reports", max_attempts=7, lane=lambda number: f"t{number}")
+    def rep(number: int) -> None: ...
+
+    app.schedule("name", plugq.job("rep", 1), every=60)
+    app.schedule("task", rep.job(1), every=60)
+    by_name, by_task = definitions_of(Assembly({}), app)
+    for one in (by_name, by_task):
+        assert (one.job.queue, one.job.lane, one.job.max_attempts) == ("reports", "t1", 7)
+
+
+@pytest.mark.parametrize(
+    ("computed", "options", "place"),
+    [
+        (False, {}, ("reports", None)),
+        (True, {"lane": "mine"}, ("reports", "mine")),
+        (True, {}, None),
+    ],
+)
+async def test_a_task_of_another_process_has_the_options_that_are_announced(
+    *,
+    computed: bool,
+    options: dict[str, Any],
+    place: tuple[str, str | None] | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    theirs = plugq.App()
+    lane = {"lane": lambda number: f"t{number}"} if computed else {}
+    theirs.task("rep", queue="reports", **lane)(lambda number: None)  # type: ignore[call-overload]
+    assembly = Assembly(
+        {"schedules": {"s": {"task": "rep", "args": [1], "every": 60, "options": options}}},
+        clock=ManualClock(),
+    )
+    store = assembly.storage()
+    await store.start()
+    await Announcer(store, assembly.clock, theirs.tasks).round()
+    app = plugq.App()
+    app.schedule("other", plugq.job("t"), every=60)
+    await announce(store, definitions_of(assembly, app), "me")
+    found = {}
+    for register in await store.scan(PREFIX):
+        stored = read(register)
+        assert isinstance(stored, Stored)
+        found[stored.name] = (stored.entry.job.queue, stored.entry.job.lane)
+    expected = {} if place is None else {"s": place}
+    assert found == {"other": ("default", None)} | expected
+    assert ("lane: task 'rep'" in caplog.text) is (place is None)
+    await store.stop()
 
 
 @pytest.mark.parametrize(("schedules", "left"), [(None, ["s"]), ((), [])])

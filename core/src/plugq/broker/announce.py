@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from plugq import announcement
+from plugq.errors import PlugqError
 from plugq.protocols.storage import RegisterChange
 from plugq.schedule.changes import announced
 from plugq.schedule.stored import (
@@ -53,13 +56,38 @@ async def announce(storage: Storage, definitions: Sequence[Definition], owner: s
             await asyncio.sleep(0)
     ordered = list(wanted.values())
     for start in range(0, len(ordered), CHUNK):
-        await _define_all(storage, ordered[start : start + CHUNK], owner)
+        resolved = await _resolved(storage, ordered[start : start + CHUNK])
+        await _define_all(storage, resolved, owner)
 
 
 async def tell(storage: Storage) -> None:
     """Have the elected process look at all schedules soon; it does within a minute anyway."""
     # Where the register is there already, whoever removes it looks at what was changed before.
     await storage.swap([RegisterChange(key=NEWS, expect=0, value=b"1")])
+
+
+async def _resolved(storage: Storage, definitions: Sequence[Definition]) -> list[Definition]:
+    """Give jobs of tasks whose code is elsewhere the options that it sets, as far as announced."""
+    tasks = sorted({one.job.task for one in definitions if one.prepare is not None})
+    loaded = (await storage.load([announcement.key_of(task) for task in tasks])) if tasks else None
+    registers = () if loaded is None else loaded.registers
+    known = {
+        task: options
+        for task, register in zip(tasks, registers, strict=True)
+        if register is not None and (options := announcement.decode(register)) is not None
+    }
+    found = []
+    for one in definitions:
+        if one.prepare is None or one.job.task not in known:
+            found.append(one)
+            continue
+        try:
+            found.append(dataclasses.replace(one, job=one.prepare(known[one.job.task])))
+        except PlugqError as error:
+            logger.error(  # noqa: TRY400 - the message says it all
+                "schedule %r can not be announced and is left as it was: %s", one.name, error
+            )
+    return found
 
 
 async def _define_all(storage: Storage, definitions: Sequence[Definition], owner: str) -> None:

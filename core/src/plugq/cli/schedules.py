@@ -176,6 +176,7 @@ def trigger(*, name: str, file: str | None, as_json: bool) -> None:
     help="Whether to leave a tick out while the job of the one before has not ended.",
 )
 @click.option("--queue", help="The queue, in place of the task's.")
+@click.option("--lane", help="Jobs of one lane run one at a time.")
 @json_option
 def put(
     *,
@@ -190,6 +191,7 @@ def put(
     catch_up: CatchUp,
     overlap: Overlap,
     queue: str | None,
+    lane: str | None,
     as_json: bool,
 ) -> None:
     """Create the schedule NAME that submits TASK, or give it another definition.
@@ -208,6 +210,8 @@ def put(
     request = request_of(config, task, arguments_, checked=not no_app)
     if queue is not None:
         request = request.options(queue=queue)
+    if lane is not None:
+        request = request.options(lane=lane)
 
     async def store(client: Client) -> None:
         await client.schedules.put(

@@ -81,7 +81,8 @@ class Schedules:
     ) -> None:
         """Create a schedule, or give one another definition.
 
-        The options and arguments of the request are resolved and encoded now. A new schedule and
+        The options and arguments of the request are resolved and encoded now, as by
+        ``client.submit``: for a task by name with what its workers announce. A new schedule and
         a changed rule count from now; otherwise ticks that are due are still submitted. A paused
         one stays paused. ``catch_up="all"`` needs ``overlap="allow"`` to submit every missed tick:
         those that overlap are left out, and of several only the newest is submitted.
@@ -101,7 +102,7 @@ class Schedules:
         except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
         rule = rule_of(cron, interval, timezone)
-        job = self._client._deployment.submitter.prepare(request, Asked(id=name))  # noqa: SLF001
+        (job,) = await self._client._prepare([request], Asked(id=name))  # noqa: SLF001
         definition = Definition(name=name, rule=rule, job=job, catch_up=catch_up, overlap=overlap)
 
         def change(register: Register | None, now: float) -> bytes:

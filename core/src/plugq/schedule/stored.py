@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -20,6 +20,11 @@ from plugq.request import bounded, check_queue
 from plugq.schedule.cron import Cron
 from plugq.schedule.interval import Interval
 from plugq.schedule.rule import CatchUp, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plugq.announcement import Announced
 
 Overlap = Literal["skip", "allow"]
 #: Where a definition comes from: the file, the application, or a change at run time.
@@ -120,8 +125,9 @@ class Stored:
 class Definition:
     """A schedule as a maintainer announces it or a client puts it.
 
-    ``job`` is the job of a tick without an id and submission. ``digest`` is made of what the user
-    wrote and tells two definitions apart.
+    ``job`` is the job of a tick without an id and submission. ``prepare`` makes it anew of what is
+    announced of its task, for one whose code this process does not have. ``digest`` is made of
+    what the user wrote and tells two definitions apart.
     """
 
     name: str
@@ -131,6 +137,7 @@ class Definition:
     overlap: Overlap = "skip"
     source: Source = "runtime"
     digest: str = ""
+    prepare: Callable[[Announced], NewJob] | None = None
 
     def entry(self, *, owner: str, last: float) -> Entry:
         """Return the value of a new register."""
