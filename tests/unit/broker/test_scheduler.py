@@ -579,8 +579,8 @@ async def test_a_refusal_says_nothing_of_a_later_try_whose_answer_was_lost(
     assert await scheduler.round() == 0
     submit = world.store.submit
 
-    async def lost(_: Any) -> Any:
-        raise OutcomeUnknown("lost", ids=[])
+    async def lost(jobs: Any) -> Any:
+        raise OutcomeUnknown("lost", ids=[job.id for job in jobs])
 
     world.store.submit = lost  # type: ignore[method-assign]
     with pytest.raises(OutcomeUnknown):
@@ -702,6 +702,19 @@ async def test_a_definition_takes_the_place_of_what_can_not_be_read(
     assert caplog.text.count("could not be read") == 1
     world.clock.advance(60)
     assert await scheduler.round() == number
+
+
+async def test_of_many_who_replace_what_can_not_be_read_one_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.swap([RegisterChange(key=key_of("s7"), expect=0, value=b"wrong")])
+    definitions = [minutely(f"s{number}") for number in range(20)]
+    schedulers = await asyncio.gather(*(world.announced(*definitions) for _ in range(5)))
+    assert caplog.text.count("could not be read") == 1
+    world.clock.advance(60)
+    assert await schedulers[0].round() == 20
 
 
 async def test_of_the_former_form_the_last_job_is_not_overlapped() -> None:
