@@ -71,3 +71,19 @@ def test_what_can_not_be_is_said_in_a_line(
     assert run.returncode in {1, 2}
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "remove", "trigger"])
+def test_what_is_only_defined_is_said_to_be(shop: Shell, verb: str) -> None:
+    with (shop.folder / "plugq.toml").open("a") as file:
+        file.write('[schedules.nightly]\ntask = "hello"\nargs = ["you"]\ncron = "0 3 * * *"\n')
+    run = shop.run("schedules", verb, "nightly")
+    assert run.returncode == 1
+    assert "'nightly' is defined, but no worker has announced it yet: start one" in run.stderr
+    assert "there is no schedule 'other'" in shop.run("schedules", verb, "other").stderr
+
+
+def test_a_schedule_is_put_with_a_lane(shop: Shell) -> None:
+    assert shop.run("schedules", "put", "b", "add", "1", "--every", "1h", "--lane", "mine").stdout
+    id = shop.run("schedules", "trigger", "b").stdout.strip()
+    assert json.loads(shop.run("jobs", "show", id, "--json").stdout)["lane"] == "mine"

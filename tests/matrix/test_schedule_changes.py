@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import plugq
+from plugq.announcement import Announcer
 from plugq.assembly import Assembly
 from plugq.broker.scheduler import Scheduler
 from plugq.testing import ManualClock
@@ -227,3 +228,48 @@ async def test_what_is_changed_at_run_time_outlives_a_restart(deployment: Deploy
         while {one.rule for one in (await names(client, 3)).values()} != {"every 10800 s"}:
             await asyncio.sleep(0.02)
         assert not any(one.paused for one in await client.schedules.list())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cron": [1]}, "cron: expected text, got [1]"),
+        ({"every": 60, "timezone": []}, "timezone: expected text, got []"),
+        ({"cron": "0 3 * * *", "timezone": None}, "timezone: expected text, got None"),
+    ],
+)
+async def test_a_rule_of_another_type_is_refused_in_a_line(
+    deployment: Deployment, options: dict[str, Any], said: str
+) -> None:
+    async with opened(deployment) as world:
+        with pytest.raises(plugq.ConfigError) as caught:
+            await world.client.schedules.put("beat", plugq.job("t"), **options)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("name", [5, None, "\ud800", ""])
+@pytest.mark.parametrize("verb", ["trigger", "pause", "resume", "remove"])
+async def test_a_name_that_can_not_be_is_refused(
+    deployment: Deployment, verb: str, name: Any
+) -> None:
+    async with opened(deployment) as world:
+        with pytest.raises(plugq.InvalidJob, match=r"^schedule: "):
+            await getattr(world.client.schedules, verb)(name)
+
+
+async def test_what_is_put_by_name_has_the_options_that_are_announced(
+    deployment: Deployment,
+) -> None:
+    app = plugq.App()
+
+    @app.task("rep", queue="reports", lane=lambda number: f"t{number}")
+    def rep(number: int) -> None: ...
+
+    async with opened(deployment) as world:
+        schedules = world.client.schedules
+        await Announcer(world.client._broker, world.clock, app.tasks).round()
+        with pytest.raises(plugq.InvalidJob, match=r"^lane: task 'rep'"):
+            await schedules.put("beat", plugq.job("rep", 1), every=60)
+        await schedules.put("beat", plugq.job("rep", 1).options(lane="mine"), every=60)
+        job = await (await schedules.trigger("beat")).status()
+    assert (job.queue, job.lane) == ("reports", "mine")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from plugq.protocols import NewJob, Register
+from plugq.protocols import NewJob, Register, UniqueKey, UniqueMode
 from plugq.schedule import Definition, Entry, Interval, Stored
 from plugq.schedule.changes import announced, paused, put, removed, resumed
 from plugq.schedule.stored import Pending, encode, key_of, read
@@ -133,6 +133,18 @@ def test_what_is_written_is_read_again() -> None:
         encode(entry(last=math.nan)),
         encode(entry(last=1e300)),
         encode(entry(last=-1e15)),
+        *(
+            encode(entry(job=msgspec.structs.replace(JOB, **{field: value})))
+            for field in ("delay", "run_at", "deadline_in", "deadline_at", "result_ttl", "id_ttl")
+            for value in (math.nan, math.inf, -math.inf)
+        ),
+        encode(
+            entry(
+                job=msgspec.structs.replace(
+                    JOB, unique=UniqueKey(UniqueMode.THROTTLE, "k", math.inf)
+                )
+            )
+        ),
         encode(entry(job=msgspec.structs.replace(JOB, queue=""))),
         encode(entry(job=msgspec.structs.replace(JOB, task="t" * 1000))),
         encode(entry(pending=msgspec.structs.replace(PENDING, ticks=()))),

@@ -38,7 +38,8 @@ class EventKind(enum.StrEnum):
     LEASE_ENDED = "lease_ended"
     #: A final job is gone, by retention or by purge.
     REMOVED = "removed"
-    #: A schedule submitted a job; ``schedule`` names it.
+    #: A schedule submitted a job; ``schedule`` names it. May come again for the same job where the
+    #: schedule was changed, or another scheduler took over, at that very moment.
     TICK = "tick"
     WORKER_STARTED = "worker_started"
     WORKER_STOPPED = "worker_stopped"

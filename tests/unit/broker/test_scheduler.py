@@ -7,15 +7,18 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from plugq.broker.local import LocalBroker
 from plugq.broker.scheduler import Scheduler
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
+from plugq.errors import InvalidJob, OutcomeUnknown
 from plugq.job import JobState, Outcome
 from plugq.protocols import (
     ClaimRequest,
     Configure,
+    Drain,
     FindQuery,
     NewJob,
     PluginContext,
@@ -192,6 +195,18 @@ async def test_ticks_while_no_scheduler_ran(policy: CatchUp, number: int) -> Non
     assert await scheduler.round() == 1
 
 
+@pytest.mark.parametrize("missed", [2, 250])
+async def test_all_without_overlap_submits_the_newest_however_many_were_missed(missed: int) -> None:
+    world = World()
+    await world.store.start()
+    scheduler = await world.scheduler(Interval(60), catch_up="all", overlap="skip")
+    world.clock.advance(60 * missed)
+    for number in (1, 0, 0):
+        assert await scheduler.round() == number
+        await world.finish_everything()
+    assert await world.ticks() == expected(missed)[-1:]
+
+
 async def test_a_tick_is_left_out_while_the_job_before_has_not_ended() -> None:
     world = World()
     await world.store.start()
@@ -301,14 +316,15 @@ async def test_ticks_that_a_full_queue_refuses_are_not_lost() -> None:
     assert await world.ticks() == expected(10)
 
 
-async def test_a_schedule_that_fails_does_not_stop_the_others() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, InvalidJob])
+async def test_a_schedule_that_fails_does_not_stop_the_others(error: type[Exception]) -> None:
     world = World()
     await world.store.start()
     submit = world.store.submit
 
     async def fails(jobs: Any) -> Any:
         if any(job.task == "broken" for job in jobs):
-            raise RuntimeError("no")
+            raise error("no")
         return await submit(jobs)
 
     world.store.submit = fails  # type: ignore[method-assign]
@@ -534,6 +550,48 @@ async def test_a_draining_queue_refuses_ticks_for_a_while_and_loses_none() -> No
     assert await world.ticks() == expected(30)
 
 
+async def test_a_refused_tick_that_is_skipped_is_told_as_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.edit(Drain(queues=("q",)))
+    scheduler = await world.scheduler(Interval(60), catch_up="skip")
+    world.clock.advance(6)
+    for number in range(1, 4):
+        world.clock.advance(52)
+        for _ in range(4):
+            world.clock.advance(2)
+            assert await scheduler.round() == 0
+        assert caplog.text.count("was dropped, since queue 'q' is draining") == number
+    assert caplog.text.count("queue 'q' is draining and is tried again") == 1
+    assert "counts as submitted" not in caplog.text
+
+
+async def test_a_refusal_says_nothing_of_a_later_try_whose_answer_was_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.edit(Drain(queues=("q",)))
+    scheduler = await world.scheduler(Interval(60), catch_up="skip")
+    world.clock.advance(60)
+    assert await scheduler.round() == 0
+    submit = world.store.submit
+
+    async def lost(jobs: Any) -> Any:
+        raise OutcomeUnknown("lost", ids=[job.id for job in jobs])
+
+    world.store.submit = lost  # type: ignore[method-assign]
+    with pytest.raises(OutcomeUnknown):
+        await scheduler.round()
+    world.store.submit = submit  # type: ignore[method-assign]
+    world.clock.advance(6)
+    assert await scheduler.round() == 0
+    assert "was dropped" not in caplog.text
+    assert "counts as submitted" in caplog.text
+
+
 async def test_what_nobody_could_complete_in_time_counts_as_submitted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -607,7 +665,7 @@ async def test_a_register_that_can_not_be_read_is_told_once_and_left_alone(
     world = World()
     await world.store.start()
     await world.store.swap([RegisterChange(key=key_of("bad"), expect=0, value=value)])
-    scheduler = await world.announced(minutely(), minutely("bad"))
+    scheduler = await world.announced(minutely())
     caplog.clear()
     for _ in range(3):
         world.clock.advance(60)
@@ -615,6 +673,72 @@ async def test_a_register_that_can_not_be_read_is_told_once_and_left_alone(
     assert caplog.text.count("can not be read") == 1
     assert scheduler.state()["bad"].startswith("unreadable: ")
     (register,) = (await world.store.load([key_of("bad")])).registers
+    assert register is not None
+    assert register.value == value
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (b"", 1),
+        (b"\xc1 nonsense", 1),
+        (encode(minutely().entry(owner="me", last=0.0))[:-1], 1),
+        (encode(minutely(catch_up="latest").entry(owner="me", last=0.0)), 1),
+        (msgspec.msgpack.encode([START.timestamp() - 180, "q", "s@1", 1]), 4),
+        (msgspec.msgpack.encode([1e300, "q", "s@1", 1]), 1),
+    ],
+)
+async def test_a_definition_takes_the_place_of_what_can_not_be_read(
+    value: bytes, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the form that held no definition, the ticks go on where they were."""
+    world = World()
+    await world.store.start()
+    for expect, wrong in enumerate((b"wrong", value)):
+        written = RegisterChange(key=key_of("s"), expect=expect, value=wrong)
+        assert (await world.store.swap([written])).done
+    scheduler = await world.announced(minutely())
+    await world.announced(minutely())
+    assert caplog.text.count("could not be read") == 1
+    world.clock.advance(60)
+    assert await scheduler.round() == number
+
+
+async def test_of_many_who_replace_what_can_not_be_read_one_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    await world.store.start()
+    await world.store.swap([RegisterChange(key=key_of("s7"), expect=0, value=b"wrong")])
+    definitions = [minutely(f"s{number}") for number in range(20)]
+    schedulers = await asyncio.gather(*(world.announced(*definitions) for _ in range(5)))
+    assert caplog.text.count("could not be read") == 1
+    world.clock.advance(60)
+    assert await schedulers[0].round() == 20
+
+
+async def test_of_the_former_form_the_last_job_is_not_overlapped() -> None:
+    world = World()
+    await world.store.start()
+    await world.store.submit([template(id="s@1")])
+    value = msgspec.msgpack.encode([START.timestamp(), "q", "s@1", 1])
+    await world.store.swap([RegisterChange(key=key_of("s"), expect=0, value=value)])
+    scheduler = await world.announced(minutely(catch_up="one", overlap="skip"))
+    world.clock.advance(60)
+    assert await scheduler.round() == 0
+    await world.finish_everything()
+    world.clock.advance(60)
+    assert await scheduler.round() == 1
+
+
+async def test_what_a_newer_release_wrote_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    await world.store.start()
+    value = msgspec.msgpack.encode([2, {"unheard": "of"}])
+    await world.store.swap([RegisterChange(key=key_of("s"), expect=0, value=value)])
+    await world.announced(minutely())
+    assert "a newer plugq wrote it, in version 2" in caplog.text
+    (register,) = (await world.store.load([key_of("s")])).registers
     assert register is not None
     assert register.value == value
 

@@ -11,7 +11,7 @@ from plugq.assembly.schedules import Planned
 from plugq.assembly.worker import Worker
 from plugq.duration import Duration, seconds
 from plugq.errors import ConfigError
-from plugq.schedule import rule_of
+from plugq.schedule import check_words, rule_of
 from plugq.task import Tasks
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ class App(Tasks):
         Either ``cron`` or ``every`` is the rule. ``catch_up`` says which of the ticks are
         submitted that passed while no worker ran: none (``skip``), the newest (``one``) or
         ``all``. With ``overlap="skip"`` a tick is left out while the job of the one before has
-        not ended.
+        not ended, so that of several due ticks only the newest is submitted: ``all`` needs
+        ``overlap="allow"`` to submit each.
 
         Raises:
-            ConfigError: the name is taken, or the rule can not be read.
+            ConfigError: the name is taken, or the rule, ``catch_up`` or ``overlap`` can not be.
         """
         if any(one.name == name for one in self.schedules):
             message = f"schedule {name!r} is defined twice; give one of them another name"
@@ -62,6 +63,7 @@ class App(Tasks):
         try:
             interval = None if every is None else seconds(every, name="every")
             rule = rule_of(cron, interval, timezone)
+            check_words(catch_up, overlap)
         except (ValueError, TypeError) as error:
             message = f"schedule {name!r}: {error}"
             raise ConfigError(message) from error

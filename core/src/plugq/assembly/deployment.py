@@ -83,10 +83,14 @@ class Assembly:
         self,
         *,
         maintain: bool,
-        schedules: Sequence[Definition] = (),
+        schedules: Sequence[Definition] | None = None,
         listed: bool = True,
     ) -> LocalBroker:
-        """Return a broker for one event loop, on a storage of its own."""
+        """Return a broker for one event loop, on a storage of its own.
+
+        ``schedules`` are all that the application and the file define: what else their owner has
+        stored is removed. Without them nothing is announced or removed.
+        """
         config = self.config
         return LocalBroker(
             self.storage(),
@@ -99,8 +103,8 @@ class Assembly:
             if maintain
             else (),
             limiters=self.limiter,
-            schedules=schedules,
-            owner=owner_of(config) if maintain else "",
+            schedules=schedules or (),
+            owner=owner_of(config) if maintain and schedules is not None else "",
             observer=self.hooks,
             listed=listed,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from plugq.schedule import (
     rule_of,
     rule_text,
 )
-from plugq.task import JobRequest, Tasks, job
+from plugq.task import JobRequest, Tasks, bound, job
 
 if TYPE_CHECKING:
+    from plugq.announcement import Announced
     from plugq.assembly.deployment import Assembly
     from plugq.config import Config
     from plugq.config.model import ScheduleConfig
@@ -73,7 +74,8 @@ def planned(config: Config, app: Tasks) -> list[Planned]:
                 "give one of them another name"
             )
             raise ConfigError(message)
-        found[one.name] = one
+        request = bound(one.request, app.tasks) if one.request.task is None else one.request
+        found[one.name] = replace(one, request=request)
     return list(found.values())
 
 
@@ -109,7 +111,11 @@ def owner_of(config: Config) -> str:
 
 def _definition(one: Planned, submitter: Submitter) -> Definition:
     name = check_name(one.name)
-    template = submitter.prepare(one.request, Asked(id=name))
+
+    def prepare(announced: Announced | None = None) -> NewJob:
+        return submitter.prepare(one.request, Asked(id=name), announced=announced)
+
+    template = prepare()
     return Definition(
         name=name,
         rule=one.rule,
@@ -118,6 +124,7 @@ def _definition(one: Planned, submitter: Submitter) -> Definition:
         overlap=one.overlap,
         source=one.source,
         digest=_digest(one, template),
+        prepare=prepare if one.request.task is None else None,
     )
 
 

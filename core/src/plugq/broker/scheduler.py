@@ -14,7 +14,8 @@ about to submit and to which queue, submits them, and only then advances it. So
 
 Ticks that were noted and that nobody could complete while their ids were surely known count as
 submitted, with a warning in the log: that takes a scheduler that died between two calls, and none
-that took its place for ``id_ttl``. The same is true of late ones of a schedule that skips those.
+that took its place for ``id_ttl``. Late ones of a schedule that skips those are given up in the
+same way; where the queue refused them the log says that they were dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.broker.agenda import Agenda
 from plugq.broker.announce import announce, tell
-from plugq.broker.ticks import advanced, jobs_of, noted, refused, still_known, too_late
+from plugq.broker.ticks import (
+    advanced,
+    jobs_of,
+    noted,
+    policy_of,
+    refused,
+    still_known,
+    too_late,
+)
 from plugq.duration import moment
 from plugq.errors import OutcomeUnknown, Unavailable
 from plugq.job import JobRef
@@ -49,7 +58,7 @@ if TYPE_CHECKING:
     from plugq.clock import Clock
     from plugq.protocols.storage import NewJob, Register, Storage, SubmitReply
     from plugq.schedule import Due
-    from plugq.schedule.stored import Definition, Entry
+    from plugq.schedule.stored import Definition, Entry, Pending
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -96,6 +105,8 @@ class Scheduler:
         self._ticked = ticked
         self._known: dict[str, Stored] = {}
         self._unreadable: dict[str, tuple[int, str]] = {}
+        #: By schedule, the queue, ticks and status of the refusal that was answered last.
+        self._refused: dict[str, tuple[str, tuple[float, ...], SubmitStatus]] = {}
         self._agenda = Agenda()
         self._kick = asyncio.Event()
         self._news = True
@@ -195,12 +206,7 @@ class Scheduler:
             elif still_known(pending, now) and not too_late(stored.entry, pending, now):
                 ready.append(stored)
             else:
-                logger.warning(
-                    "schedule %r: whether the job of %s was submitted can not be made sure in "
-                    "time; it counts as submitted",
-                    name,
-                    moment_of(pending.ticks[-1]).isoformat(),
-                )
+                self._give_up(name, pending, now)
                 changes[name] = advanced(stored, pending, len(pending.ticks))
         running = await self._running(answers)
         for stored, answer in answers:
@@ -208,11 +214,31 @@ class Scheduler:
             changes[stored.name] = noted(stored.entry, answer, now, overlaps=overlaps)
         return await self._submit([*ready, *await self._write(changes)], now)
 
+    def _give_up(self, name: str, pending: Pending, now: float) -> None:
+        """Say what becomes of ticks that can not be submitted any more."""
+        tick = moment_of(pending.ticks[-1]).isoformat()
+        queue, ticks, status = self._refused.get(name, ("", (), None))
+        if status is not None and ticks == pending.ticks and still_known(pending, now):
+            logger.warning(
+                "schedule %r: the job of %s was dropped, since queue %r is %s",
+                name,
+                tick,
+                queue,
+                status.value,
+            )
+        else:
+            logger.warning(
+                "schedule %r: whether the job of %s was submitted can not be made sure in "
+                "time; it counts as submitted",
+                name,
+                tick,
+            )
+
     def _due(self, stored: Stored, now: float) -> Due | None:
         """Return what is due, or ``None`` where the register can stay as it is."""
         last = moment_of(stored.entry.last)
         try:
-            answer = due(stored.rule, last, moment_of(now), stored.entry.catch_up, MOST_TICKS)
+            answer = due(stored.rule, last, moment_of(now), policy_of(stored.entry), MOST_TICKS)
         except Exception:
             # One schedule that fails must not stop the others.
             logger.exception("schedule %r failed and is tried again", stored.name)
@@ -289,11 +315,12 @@ class Scheduler:
                 last = replies[name][taken - 1]
                 changes[name] = advanced(one, pending, taken, id=last.id)
                 submitted += taken
+                self._refused.pop(name, None)
                 continue
             again[name] = now + AGAIN
             status = replies[name][0].status
             if status is not SubmitStatus.LATE:
-                logger.warning("schedule %r: queue %r is %s", name, pending.queue, status.value)
+                self._note_refusal(name, pending, status)
                 if (entry := refused(one, pending, now)) is not None:
                     changes[name] = entry
         await self._write(changes)
@@ -301,8 +328,21 @@ class Scheduler:
             self._agenda.set(name, at)
         return submitted
 
+    def _note_refusal(self, name: str, pending: Pending, status: SubmitStatus) -> None:
+        """Remember that a queue took nothing, and say it once until it does."""
+        queue, _, before = self._refused.get(name, ("", (), None))
+        if (queue, before) != (pending.queue, status):
+            logger.warning(
+                "schedule %r: queue %r is %s and is tried again", name, pending.queue, status.value
+            )
+        self._refused[name] = pending.queue, pending.ticks, status
+
     async def _send(self, jobs: dict[str, list[NewJob]]) -> dict[str, Sequence[SubmitReply]]:
         """Submit in few calls, and each schedule alone where a call was refused as a whole."""
+        for name in jobs.keys() & self._refused.keys():
+            # Until this try is answered, nobody knows what became of it.
+            queue, _, status = self._refused[name]
+            self._refused[name] = queue, (), status
         found: dict[str, Sequence[SubmitReply]] = {}
         group: dict[str, list[NewJob]] = {}
         for name, some in jobs.items():
@@ -349,6 +389,7 @@ class Scheduler:
         if register is None:
             self._known.pop(name, None)
             self._unreadable.pop(name, None)
+            self._refused.pop(name, None)
             self._agenda.set(name, None)
             return None
         if known is not None and known.version == register.version:

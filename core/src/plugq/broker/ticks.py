@@ -12,11 +12,16 @@ from plugq.schedule.stored import Pending, tick_id
 
 if TYPE_CHECKING:
     from plugq.protocols.storage import NewJob
-    from plugq.schedule import Due
+    from plugq.schedule import CatchUp, Due
     from plugq.schedule.stored import Entry, Stored
 
 #: Seconds within which a tick that was read must be submitted; ids stay known much longer.
 SUBMIT_WITHIN = 60.0
+
+
+def policy_of(entry: Entry) -> CatchUp:
+    """Return which due ticks are asked for: one at a time where they must not overlap."""
+    return "one" if entry.catch_up == "all" and entry.overlap == "skip" else entry.catch_up
 
 
 def noted(entry: Entry, answer: Due, now: float, *, overlaps: bool) -> Entry:
@@ -26,7 +31,6 @@ def noted(entry: Entry, answer: Due, now: float, *, overlaps: bool) -> Entry:
     """
     ticks = [tick.timestamp() for tick in answer.ticks]
     if entry.overlap == "skip":
-        # Of several ticks at once all but the first would overlap the one before.
         ticks = [] if overlaps else ticks[-1:]
     if not ticks:
         return msgspec.structs.replace(entry, last=answer.last.timestamp())
@@ -92,4 +96,13 @@ def jobs_of(stored: Stored, pending: Pending, now: float) -> list[NewJob]:
     ]
 
 
-__all__ = ["SUBMIT_WITHIN", "advanced", "jobs_of", "noted", "refused", "still_known", "too_late"]
+__all__ = [
+    "SUBMIT_WITHIN",
+    "advanced",
+    "jobs_of",
+    "noted",
+    "policy_of",
+    "refused",
+    "still_known",
+    "too_late",
+]

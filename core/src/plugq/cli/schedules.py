@@ -20,6 +20,7 @@ from plugq.cli.output import moment, print_json, print_table, safe, say
 from plugq.cli.submit import TaskCommand, request_of
 from plugq.cli.values import DurationType
 from plugq.client.views import next_runs
+from plugq.errors import Conflict, PlugqError
 from plugq.schedule import Cron, rule_text
 from plugq.task import Tasks
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from plugq.assembly.schedules import Planned
     from plugq.client import Client, ScheduleInfo
+    from plugq.config import Config
     from plugq.schedule import CatchUp, Overlap
 
 
@@ -149,7 +151,7 @@ def trigger(*, name: str, file: str | None, as_json: bool) -> None:
         else:
             say(safe(handle.id))
 
-    with_client(read_config(file), submit)
+    _with_existing(read_config(file), name, submit)
 
 
 @schedules.command(cls=TaskCommand)
@@ -176,6 +178,7 @@ def trigger(*, name: str, file: str | None, as_json: bool) -> None:
     help="Whether to leave a tick out while the job of the one before has not ended.",
 )
 @click.option("--queue", help="The queue, in place of the task's.")
+@click.option("--lane", help="Jobs of one lane run one at a time.")
 @json_option
 def put(
     *,
@@ -190,6 +193,7 @@ def put(
     catch_up: CatchUp,
     overlap: Overlap,
     queue: str | None,
+    lane: str | None,
     as_json: bool,
 ) -> None:
     """Create the schedule NAME that submits TASK, or give it another definition.
@@ -208,6 +212,8 @@ def put(
     request = request_of(config, task, arguments_, checked=not no_app)
     if queue is not None:
         request = request.options(queue=queue)
+    if lane is not None:
+        request = request.options(lane=lane)
 
     async def store(client: Client) -> None:
         await client.schedules.put(
@@ -232,8 +238,36 @@ def _change(
     *,
     as_json: bool,
 ) -> None:
-    with_client(read_config(file), work)
+    _with_existing(read_config(file), name, work)
     _told(name, what, as_json=as_json)
+
+
+def _with_existing(
+    config: Config, name: str, work: Callable[[Client], Coroutine[Any, Any, None]]
+) -> None:
+    """Do something to a schedule, and say so where it is only written down as yet."""
+    try:
+        with_client(config, work)
+    except Conflict as error:
+        if not _only_defined(config, name):
+            raise
+        message = (
+            f"schedule {name!r} is defined, but no worker has announced it yet: start one with "
+            "`plugq worker`"
+        )
+        raise Conflict(message) from error
+
+
+def _only_defined(config: Config, name: str) -> bool:
+    try:
+        defined = planned(config, Tasks() if config.app is None else import_app(config))
+    except PlugqError:
+        # What was refused is told, and not why the application can not be imported.
+        return False
+    if all(one.name != name for one in defined):
+        return False
+    known = with_client(config, lambda client: client.schedules.list(removed=True))
+    return all(one.name != name for one in known)
 
 
 def _told(name: str, what: str, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from plugq.errors import ConfigError, Conflict, InvalidJob
 from plugq.job import JobRef
 from plugq.protocols.storage import RegisterChange, SubmitStatus
 from plugq.request import Asked
-from plugq.schedule import Definition, Stored, changes, check_name, rule_of
+from plugq.schedule import Definition, Stored, changes, check_name, check_words, rule_of
 from plugq.schedule.stored import NEWS, PREFIX, encode, key_of, moment_of, read
 from plugq.task import JobRequest
 
@@ -81,9 +81,11 @@ class Schedules:
     ) -> None:
         """Create a schedule, or give one another definition.
 
-        The options and arguments of the request are resolved and encoded now. A new schedule and
+        The options and arguments of the request are resolved and encoded now, as by
+        ``client.submit``: for a task by name with what its workers announce. A new schedule and
         a changed rule count from now; otherwise ticks that are due are still submitted. A paused
-        one stays paused.
+        one stays paused. ``catch_up="all"`` needs ``overlap="allow"`` to submit every missed tick:
+        those that overlap are left out, and of several only the newest is submitted.
 
         Raises:
             ConfigError: the rule, ``catch_up`` or ``overlap`` can not be.
@@ -94,19 +96,13 @@ class Schedules:
         if not isinstance(request, JobRequest):
             message = f"expected task.job(…), got {request!r}"
             raise InvalidJob(message)
-        for option, value, known in (
-            ("catch_up", catch_up, ("skip", "one", "all")),
-            ("overlap", overlap, ("skip", "allow")),
-        ):
-            if value not in known:
-                message = f"{option}: expected {' or '.join(map(repr, known))}, got {value!r}"
-                raise ConfigError(message)
+        check_words(catch_up, overlap)
         try:
             interval = None if every is None else seconds(every, name="every")
         except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
         rule = rule_of(cron, interval, timezone)
-        job = self._client._deployment.submitter.prepare(request, Asked(id=name))  # noqa: SLF001
+        (job,) = await self._client._prepare([request], Asked(id=name))  # noqa: SLF001
         definition = Definition(name=name, rule=rule, job=job, catch_up=catch_up, overlap=overlap)
 
         def change(register: Register | None, now: float) -> bytes:
@@ -164,8 +160,8 @@ class Schedules:
             QueueFull: the queue takes no more; nothing was stored.
             OutcomeUnknown: the answer was lost; the job may be stored.
         """
-        client = self._client
-        (register,) = (await client._ask(lambda: client._broker.load([key_of(name)]))).registers  # noqa: SLF001
+        client, key = self._client, key_of(check_name(name))
+        (register,) = (await client._ask(lambda: client._broker.load([key]))).registers  # noqa: SLF001
         template = _existing(name, register).entry.job
         # Not the form of a tick's id, which is the schedule, '@' and a time.
         id = f"{name}!{uuid.uuid4()}"

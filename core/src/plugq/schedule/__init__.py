@@ -16,6 +16,7 @@ from plugq.schedule.stored import (
     Source,
     Stored,
     check_name,
+    check_words,
     rule_of,
     rule_text,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Source",
     "Stored",
     "check_name",
+    "check_words",
     "due",
     "rule_of",
     "rule_text",

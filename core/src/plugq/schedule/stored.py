@@ -10,7 +10,7 @@ import functools
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -20,6 +20,11 @@ from plugq.request import bounded, check_queue
 from plugq.schedule.cron import Cron
 from plugq.schedule.interval import Interval
 from plugq.schedule.rule import CatchUp, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plugq.announcement import Announced
 
 Overlap = Literal["skip", "allow"]
 #: Where a definition comes from: the file, the application, or a change at run time.
@@ -120,8 +125,9 @@ class Stored:
 class Definition:
     """A schedule as a maintainer announces it or a client puts it.
 
-    ``job`` is the job of a tick without an id and submission. ``digest`` is made of what the user
-    wrote and tells two definitions apart.
+    ``job`` is the job of a tick without an id and submission. ``prepare`` makes it anew of what is
+    announced of its task, for one whose code this process does not have. ``digest`` is made of
+    what the user wrote and tells two definitions apart.
     """
 
     name: str
@@ -131,6 +137,7 @@ class Definition:
     overlap: Overlap = "skip"
     source: Source = "runtime"
     digest: str = ""
+    prepare: Callable[[Announced], NewJob] | None = None
 
     def entry(self, *, owner: str, last: float) -> Entry:
         """Return the value of a new register."""
@@ -149,13 +156,21 @@ class Definition:
         )
 
 
-@functools.lru_cache(maxsize=4096)
 def rule_of(cron: str | None, every: float | None, timezone: str) -> Rule:
     """Return the rule that exactly one of ``cron`` and ``every`` describes.
 
     Raises:
         ConfigError: both are given or none, or the one that is can not be read.
     """
+    for option, text in (("cron", cron), ("timezone", timezone)):
+        if not isinstance(text, str) and (option, text) != ("cron", None):
+            message = f"{option}: expected text, got {text!r}"
+            raise ConfigError(message)
+    return _rule(cron, every, timezone)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rule(cron: str | None, every: float | None, timezone: str) -> Rule:
     if (cron is None) == (every is None):
         message = "a schedule has either `cron` or `every`"
         raise ConfigError(message)
@@ -168,7 +183,10 @@ def rule_text(rule: Rule) -> str:
     """Return a rule as people read it."""
     if isinstance(rule, Cron):
         return f"{rule.expression} {rule.timezone}"
-    return f"every {rule.every:g} s" if isinstance(rule, Interval) else str(rule)
+    if isinstance(rule, Interval):
+        # Exact, since definitions are told apart by it.
+        return f"every {str(rule.every).removesuffix('.0')} s"
+    return str(rule)
 
 
 def check_name(value: object) -> str:
@@ -180,6 +198,21 @@ def check_name(value: object) -> str:
     if not isinstance(value, str):
         raise InvalidJob(f"schedule: expected a name, got {value!r}")
     return bounded("schedule", value, LONGEST_NAME)
+
+
+def check_words(catch_up: object, overlap: object) -> None:
+    """Check the two options that are one of a few words.
+
+    Raises:
+        ConfigError: one is none of its words.
+    """
+    for option, value, known in (
+        ("catch_up", catch_up, get_args(CatchUp)),
+        ("overlap", overlap, get_args(Overlap)),
+    ):
+        if value not in known:
+            message = f"{option}: expected {' or '.join(map(repr, known))}, got {value!r}"
+            raise ConfigError(message)
 
 
 def key_of(name: str) -> str:
@@ -222,6 +255,9 @@ def read(register: Register) -> Stored | str:
             return f"it has version {entry.version}, and this plugq reads version {VERSION}"
         check_queue(entry.job.queue)
         bounded("task", entry.job.task, 255)
+        numbers = [*msgspec.structs.astuple(entry.job), entry.job.unique and entry.job.unique.ttl]
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
+            return "its job has a number that is not finite"
         stamps = [entry.last]
         if (pending := entry.pending) is not None:
             check_queue(pending.queue)
@@ -237,6 +273,36 @@ def read(register: Register) -> Stored | str:
     return stored
 
 
+class _Former(msgspec.Struct, frozen=True, array_like=True):
+    """The value of a register when it held no definition yet."""
+
+    last: float
+    queue: str
+    id: str
+    version: Literal[1]
+
+
+def version_of(register: Register) -> int | None:
+    """Return which version a register that can not be read says it has, ``None`` for no saying."""
+    try:
+        first = msgspec.msgpack.decode(register.value)[0]
+    except (*_RAISES, LookupError):
+        return None
+    return first if type(first) is int else None
+
+
+def kept(register: Register) -> dict[str, Any]:
+    """Return the fields of an entry that a register of the former version says."""
+    try:
+        former = msgspec.msgpack.decode(register.value, type=_Former)
+        moment_of(former.last)
+        if former.id:
+            check_queue(former.queue)
+    except _RAISES:
+        return {}
+    return {"last": former.last, "queue": former.queue, "id": former.id}
+
+
 __all__ = [
     "LONGEST_NAME",
     "NEWS",
@@ -248,7 +314,9 @@ __all__ = [
     "Source",
     "Stored",
     "check_name",
+    "check_words",
     "encode",
+    "kept",
     "key_of",
     "moment_of",
     "name_of",
@@ -256,4 +324,5 @@ __all__ = [
     "rule_of",
     "rule_text",
     "tick_id",
+    "version_of",
 ]
