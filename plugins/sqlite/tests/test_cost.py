@@ -234,6 +234,35 @@ async def test_a_lane_that_is_refused_is_walked_over_once(
         assert parked[0] < wanted[0] / 5
 
 
+async def test_parking_a_lane_of_which_any_number_may_run_costs_the_same_beside_many_of_its_jobs(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims
+) -> None:
+    async with open_store() as storage:
+        settings = QueueSettings(queue="q", lane_max_running=100_000, lane_limits=b"l")
+        await storage.edit(Configure(settings=(settings,)))
+
+        async def cycle(prefix: str, behind: int) -> list[int]:
+            await storage.submit([new_job(lane="a") for _ in range(500)])
+            await storage._writer.call(
+                lambda tx: fill(tx, prefix, behind, state=1, eligible=0, lane="a")
+            )
+
+            async def let_in() -> None:
+                await storage._writer.call(
+                    lambda tx: tx.db.execute("UPDATE lane SET parked_until = 0")
+                )
+                await storage.claim(claim(0))
+
+            async def take() -> None:
+                assert len((await bargain(storage, claim, park=True)).leases) == 1
+
+            return await Steps(storage).of(take, let_in)
+
+        await cycle("first", 100)
+        few = await cycle("few", 100)
+        assert await cycle("many", 50_000) == pytest.approx(few, rel=0.05)
+
+
 async def test_nothing_is_left_of_lanes_that_were_parked(
     open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
 ) -> None:
