@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plugq.job import JobRef
+from plugq.job import LINGER, JobRef, JobState
 from plugq_sqlite._moves import rows_by_ref
 from plugq_sqlite._rows import (
     ACCEPTED,
@@ -91,9 +91,13 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
             tx.lanes.restored(queue.id, job.lane)
     finished_at = job.finished_at
     result_ttl: float | None = _RESULT_TTL
+    tidy_at: float | None = None
     if job.state.final:
         finished_at = tx.now if finished_at is None else finished_at
-        result_ttl = None if job.expires_at is None else job.expires_at - finished_at
+        if job.expires_at is not None:
+            tidy_at = max(job.expires_at, finished_at + LINGER)
+        if job.state is JobState.SUCCEEDED:
+            result_ttl = None if job.expires_at is None else job.expires_at - finished_at
     return (
         seq,
         tx.namespace,
@@ -118,7 +122,7 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
         job.started_at,
         finished_at,
         job.expires_at,
-        job.expires_at,
+        tidy_at,
         result_ttl,
         _FAILURE_TTL,
         _ID_TTL,
