@@ -340,6 +340,21 @@ async def test_a_batch_costs_the_same_whatever_else_is_counted(
         assert many == pytest.approx(few, rel=0.05)
 
 
+def stats_steps(tx: Transaction) -> int:
+    """Return the steps of the statement that answers ``stats``."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    tx.db.set_progress_handler(step, 1)
+    tx.db.execute(_STATS, (tx.namespace,)).fetchall()
+    tx.db.set_progress_handler(None, 1)
+    return steps
+
+
 async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
     open_store: OpenStore, new_job: NewJobs
 ) -> None:
@@ -347,20 +362,7 @@ async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
         priorities = (9, 0, -3)
         await storage.submit([new_job(priority=priority) for priority in priorities])
 
-        def stats(tx: Transaction) -> int:
-            steps = 0
-
-            def step() -> int:
-                nonlocal steps
-                steps += 1
-                return 0
-
-            tx.db.set_progress_handler(step, 1)
-            tx.db.execute(_STATS, (tx.namespace,)).fetchall()
-            tx.db.set_progress_handler(None, 1)
-            return steps
-
-        few = await storage._writer.call(stats)
+        few = await storage._writer.call(stats_steps)
         for priority in priorities:
             await storage._writer.call(
                 partial(
@@ -372,8 +374,24 @@ async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
                     nprio=-priority,
                 )
             )
-        many = await storage._writer.call(stats)
+        many = await storage._writer.call(stats_steps)
         assert many == pytest.approx(few, rel=0.02)
+
+
+async def test_stats_cost_what_tasks_and_priorities_cost_and_not_their_product(
+    open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store() as storage:
+
+        async def added(jobs: list[NewJob]) -> int:
+            before = await storage._writer.call(stats_steps)
+            await storage.submit(jobs)
+            return await storage._writer.call(stats_steps) - before
+
+        few = await added([new_job(task=f"few-{number}") for number in range(100)])
+        await storage.submit([new_job(priority=number) for number in range(500)])
+        many = await added([new_job(task=f"many-{number}") for number in range(100)])
+        assert many < 2 * few
 
 
 def _has_plan(text: str) -> bool:
