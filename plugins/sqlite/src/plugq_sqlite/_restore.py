@@ -31,7 +31,8 @@ _INSERT = (
     "INSERT INTO job (seq, namespace, queue, id, task, state, eligible, nprio, ready_at, token, "
     "attempt, max_attempts, crashes, generation, cancel, failures, number, lease_until, "
     "deadline_at, submitted_at, started_at, finished_at, expires_at, tidy_at, result_ttl, "
-    "failure_ttl, id_ttl, lane, batch, origin, worker, code, submission, progress, result) VALUES ?"
+    "failure_ttl, id_ttl, lane, batch, origin, worker, code, submission, progress, result, "
+    "entered) VALUES ?"
 )
 
 
@@ -53,6 +54,8 @@ def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
             (numbers(job.sequence for job in new),),
         )
     }
+    batched = any(job.batch is not None for job in new)
+    entered = tx.batches.entering() if batched else None
     last = max([tx.sequence, *(job.sequence for job in new)])
     rows, bodies, failures = [], [], []
     for job in new:
@@ -61,7 +64,7 @@ def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
             last += 1
             seq = last
         taken.add(seq)
-        rows.append(_columns(tx, job, seq))
+        rows.append(_columns(tx, job, seq, entered))
         bodies.append((seq, job.body or b""))
         failures += [(seq, n, packed(record)) for n, record in enumerate(job.history)]
     tx.sequence = last
@@ -71,7 +74,7 @@ def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
     tx.end_call()
 
 
-def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
+def _columns(tx: Transaction, job: JobRecord, seq: int, entered: int | None) -> tuple[object, ...]:
     queue = tx.make_queue(job.queue)
     task = tx.task(job.task)
     state = CODES[job.state]
@@ -134,4 +137,5 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
         job.submission,
         None if job.progress is None else packed(job.progress),
         job.result,
+        entered,
     )

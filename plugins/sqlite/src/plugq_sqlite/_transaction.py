@@ -107,7 +107,7 @@ class Transaction:
         self.now: float = max(stored, time)
         self.lanes = Lanes(self)
         self.tallies = Tallies()
-        self.batches = Batches(db, namespace, self.now)
+        self.batches = Batches(self)
         self.ready: dict[int, int] = {}
         self.finished: dict[str, list[JobRef]] = {}
         self.cancel_asked: dict[str, list[JobRef]] = {}
