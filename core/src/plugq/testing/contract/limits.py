@@ -56,8 +56,11 @@ class Limits(Contract):
             await scene.submit("urgent", lane="a", priority=2)
             assert await scene.claimed_ids(1) == ["urgent"]
             assert await scene.claimed_ids(300) == [*first[400:499], "b", "plain"]
-            await scene.configure(lane_max_running=600)
-            assert await scene.claimed_ids(300) == first[499:599]
+            await scene.configure(lane_max_running=800)
+            more = [f"more{number}" for number in range(99)]
+            await scene.submit(*more, lane="a", priority=1)
+            await scene.submit("last")
+            assert await scene.claimed_ids(300) == [*first[499:], *more, "last"]
 
     async def test_every_start_lets_the_next_job_of_a_lane_in(self) -> None:
         """One by one, and as many as may run."""
