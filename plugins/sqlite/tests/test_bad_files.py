@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from plugq.errors import ConfigError, PlugqError, Unavailable
+from plugq.errors import ConfigError, InvalidJob, PlugqError, Unavailable
 from plugq.job import JobRef
-from plugq.protocols import NewJob, PluginContext
+from plugq.protocols import NewJob, PluginContext, RegisterChange
 from plugq_sqlite import SqliteOptions, SqliteStorage
 from plugq_sqlite._schema import MIGRATIONS
 
@@ -197,3 +198,29 @@ async def test_a_slow_read_ends_at_its_deadline(open_store: OpenStore) -> None:
             await storage._fetch(endless, ())
         # The connection serves the next read at once.
         assert await storage.get([JobRef("q", "a")]) == [None]
+
+
+async def test_a_number_that_sqlite_can_not_store_is_the_fault_of_its_job(
+    open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store() as storage:
+        bad = storage.submit([new_job("bad", delay=math.nan)])
+        good = storage.submit([new_job("good")])
+        refused, accepted = await asyncio.gather(bad, good, return_exceptions=True)
+        assert isinstance(refused, InvalidJob)
+        assert "NaN" in str(refused)
+        assert not isinstance(accepted, BaseException)
+        assert [reply.id for reply in accepted] == ["good"]
+
+
+async def test_a_key_that_is_no_text_is_refused_by_every_verb_of_registers(
+    open_store: OpenStore,
+) -> None:
+    async with open_store() as storage:
+        for verb in (
+            storage.load(["\ud800"]),
+            storage.scan("\ud800"),
+            storage.swap([RegisterChange(key="\ud800", expect=0, value=b"")]),
+        ):
+            with pytest.raises(InvalidJob, match="can not be stored in SQLite"):
+                await verb

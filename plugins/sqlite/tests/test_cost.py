@@ -234,6 +234,35 @@ async def test_a_lane_that_is_refused_is_walked_over_once(
         assert parked[0] < wanted[0] / 5
 
 
+async def test_parking_a_lane_of_which_any_number_may_run_costs_the_same_beside_many_of_its_jobs(
+    open_store: OpenStore, new_job: NewJobs, claim: Claims
+) -> None:
+    async with open_store() as storage:
+        settings = QueueSettings(queue="q", lane_max_running=100_000, lane_limits=b"l")
+        await storage.edit(Configure(settings=(settings,)))
+
+        async def cycle(prefix: str, behind: int) -> list[int]:
+            await storage.submit([new_job(lane="a") for _ in range(500)])
+            await storage._writer.call(
+                lambda tx: fill(tx, prefix, behind, state=1, eligible=0, lane="a")
+            )
+
+            async def let_in() -> None:
+                await storage._writer.call(
+                    lambda tx: tx.db.execute("UPDATE lane SET parked_until = 0")
+                )
+                await storage.claim(claim(0))
+
+            async def take() -> None:
+                assert len((await bargain(storage, claim, park=True)).leases) == 1
+
+            return await Steps(storage).of(take, let_in)
+
+        await cycle("first", 100)
+        few = await cycle("few", 100)
+        assert await cycle("many", 50_000) == pytest.approx(few, rel=0.05)
+
+
 async def test_nothing_is_left_of_lanes_that_were_parked(
     open_store: OpenStore, new_job: NewJobs, claim: Claims, succeed: Succeed
 ) -> None:
@@ -311,6 +340,21 @@ async def test_a_batch_costs_the_same_whatever_else_is_counted(
         assert many == pytest.approx(few, rel=0.05)
 
 
+def stats_steps(tx: Transaction) -> int:
+    """Return the steps of the statement that answers ``stats``."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    tx.db.set_progress_handler(step, 1)
+    tx.db.execute(_STATS, (tx.namespace,)).fetchall()
+    tx.db.set_progress_handler(None, 1)
+    return steps
+
+
 async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
     open_store: OpenStore, new_job: NewJobs
 ) -> None:
@@ -318,20 +362,7 @@ async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
         priorities = (9, 0, -3)
         await storage.submit([new_job(priority=priority) for priority in priorities])
 
-        def stats(tx: Transaction) -> int:
-            steps = 0
-
-            def step() -> int:
-                nonlocal steps
-                steps += 1
-                return 0
-
-            tx.db.set_progress_handler(step, 1)
-            tx.db.execute(_STATS, (tx.namespace,)).fetchall()
-            tx.db.set_progress_handler(None, 1)
-            return steps
-
-        few = await storage._writer.call(stats)
+        few = await storage._writer.call(stats_steps)
         for priority in priorities:
             await storage._writer.call(
                 partial(
@@ -343,8 +374,24 @@ async def test_stats_cost_no_more_for_many_ready_jobs_of_several_priorities(
                     nprio=-priority,
                 )
             )
-        many = await storage._writer.call(stats)
+        many = await storage._writer.call(stats_steps)
         assert many == pytest.approx(few, rel=0.02)
+
+
+async def test_stats_cost_what_tasks_and_priorities_cost_and_not_their_product(
+    open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store() as storage:
+
+        async def added(jobs: list[NewJob]) -> int:
+            before = await storage._writer.call(stats_steps)
+            await storage.submit(jobs)
+            return await storage._writer.call(stats_steps) - before
+
+        few = await added([new_job(task=f"few-{number}") for number in range(100)])
+        await storage.submit([new_job(priority=number) for number in range(500)])
+        many = await added([new_job(task=f"many-{number}") for number in range(100)])
+        assert many < 2 * few
 
 
 def _has_plan(text: str) -> bool:

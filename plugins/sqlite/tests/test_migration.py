@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from plugq.errors import Unavailable
 from plugq.job import JobRef, JobState, Outcome
 from plugq.protocols import (
     BATCH_TTL,
@@ -134,3 +135,15 @@ async def test_a_batch_that_was_over_before_the_migration_is_forgotten_in_its_ti
         await storage.sweep(SweepRequest())
         rows = await storage._fetch("SELECT count(*) FROM batch", [])
         assert [tuple(row) for row in rows] == [(0,)]
+
+
+async def test_a_file_that_another_process_migrated_is_not_written_any_more(
+    tmp_path: Path, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store() as storage:
+        await storage.submit([new_job("a")])
+        with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as other:
+            other.execute(f"PRAGMA user_version = {len(_schema.MIGRATIONS) + 1}")
+        with pytest.raises(Unavailable, match="migrated by a newer plugq-sqlite; restart"):
+            await storage.submit([new_job("b")])
+        assert await storage.get([JobRef("q", "b")]) == [None]

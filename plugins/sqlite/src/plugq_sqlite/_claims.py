@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from plugq.allowance import examined
 from plugq.job import JobState, Outcome, state_after_settlement
 from plugq.protocols.storage import ClaimReply, Lease, RenewReply
 from plugq_sqlite._budgets import Budgeting, let_in
+from plugq_sqlite._lanes import HEADS
 from plugq_sqlite._moves import Finish, Requeue, finish, promote, requeue
 from plugq_sqlite._rows import (
     CANCELLED,
@@ -101,15 +103,11 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
             continue
         due.append(_promote_due(tx, queue, left))
         if limited is None:
-            most = min(left, tx.room(queue))
-            rows = _first(tx, queue, _READY, most, examined(request.limit))
+            whole = _take(tx, request, queue, granted)
         else:
-            rows = _pick(tx, queue, budgeting, limited, left)
-        if rows is None:
+            whole = _take_limited(tx, request, queue, budgeting, granted)
+        if not whole:
             due.append(0.0)
-            continue
-        granted += _lease(tx, request, queue, rows)
-        _note_taken(tx, queue, budgeting, len(rows))
     if granted:
         remember(tx, request, known)
     if request.peer and request.limit > 0:
@@ -157,6 +155,45 @@ def _soonest(times: Iterable[float | None]) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
+def _take(tx: Transaction, request: ClaimRequest, queue: Queue, granted: list[Lease]) -> bool:
+    """Grant the first jobs of an unlimited queue; return whether that was all it could give."""
+    most = min(request.limit - len(granted), tx.room(queue))
+    while most > 0:
+        # Beyond its heads a lane may have jobs that come before those of others.
+        part = min(most, HEADS) if queue.lane_max_running > HEADS else most
+        rows = _first(tx, queue, _READY, part, examined(request.limit))
+        if rows is None:
+            return False
+        granted += _lease(tx, request, queue, rows)
+        tx.taken(queue.id, len(rows))
+        most -= part
+        if len(rows) < part:
+            break
+        if most > 0:
+            tx.lanes.repair()
+    return True
+
+
+def _take_limited(
+    tx: Transaction,
+    request: ClaimRequest,
+    queue: Queue,
+    budgeting: Budgeting,
+    granted: list[Lease],
+) -> bool:
+    """Grant what the budgets of a limited queue let start, as :func:`_take` does."""
+    assert queue.limited is not None  # noqa: S101 - the caller has looked
+    left = request.limit - len(granted)
+    rows = _pick(tx, queue, budgeting, queue.limited, left)
+    if rows is None:
+        return False
+    granted += _lease(tx, request, queue, rows)
+    tx.taken(queue.id, len(rows))
+    if budgeting.more:
+        tx.wake_one(queue.id)
+    return True
+
+
 def _pick(
     tx: Transaction,
     queue: Queue,
@@ -169,7 +206,7 @@ def _pick(
     room = tx.room(queue)
     if room <= 0 or queue.parked_until is not None:
         return []
-    rows = _first(tx, queue, _LOOK, examined(left), examined(left))
+    rows = _look(tx, queue, examined(left))
     if not rows:
         return rows
     allowance = budgeting.allowance(queue, limited, left, room)
@@ -184,10 +221,18 @@ def _pick(
     return tx.db.execute(_PICKED, (numbers(picked),)).fetchall() if picked else []
 
 
-def _note_taken(tx: Transaction, queue: Queue, budgeting: Budgeting, count: int) -> None:
-    tx.taken(queue.id, count)
-    if queue.limited is not None and budgeting.more:
-        tx.wake_one(queue.id)
+def _look(tx: Transaction, queue: Queue, most: int) -> list[Any] | None:
+    """Return the first jobs of a limited queue in their order, as :func:`_first` does."""
+    rows = _first(tx, queue, _LOOK, most, most)
+    if not rows or len(rows) <= HEADS or queue.lane_max_running <= HEADS:
+        return rows
+    counts = Counter(lane for _, lane, _ in rows if lane is not None)
+    crowded = [lane for lane, count in counts.items() if count >= HEADS]
+    if not crowded:
+        return rows
+    # Jobs behind their heads may come before those of others.
+    tx.lanes.widen(queue.id, crowded, most)
+    return _first(tx, queue, _LOOK, most, most)
 
 
 def _first(

@@ -20,6 +20,9 @@ from plugq_sqlite._rows import (
 if TYPE_CHECKING:
     import sqlite3
 
+    from plugq_sqlite._rows import Row
+    from plugq_sqlite._transaction import Transaction
+
 _COUNTED = (
     *STATES,
     *(f"total_{name}" for name in TOTALS),
@@ -35,11 +38,13 @@ _TALLY = (
 _RATE = "SELECT rate, rate_at FROM tally WHERE queue = ? AND task = ?"
 _ENDS = slice(min(FINAL_TOTALS.values()), max(FINAL_TOTALS.values()) + 1)
 
-_BATCH = f"SELECT {', '.join(STATES)}, expires FROM batch WHERE namespace = ? AND name = ?"
+_BATCH = f"SELECT {', '.join(STATES)}, since, expires FROM batch WHERE namespace = ? AND name = ?"
 _STORE_BATCH = (
-    f"INSERT OR REPLACE INTO batch (namespace, name, {', '.join(STATES)}, expires) "
-    f"VALUES ({', '.join('?' * (len(STATES) + 3))})"
+    f"INSERT OR REPLACE INTO batch (namespace, name, {', '.join(STATES)}, since, expires) "
+    f"VALUES ({', '.join('?' * (len(STATES) + 4))})"
 )
+_ENTERED = "SELECT coalesce(entered, seq) FROM job WHERE seq = ?"
+_ENTER = "UPDATE job SET entered = ? WHERE seq = ?"
 
 
 class Tallies:
@@ -84,10 +89,10 @@ def decayed(rate: float, seconds: float) -> float:
 class Batches:
     """The changes to the counts of batches, most of which a transaction does not touch."""
 
-    def __init__(self, db: sqlite3.Connection, namespace: int, now: float) -> None:
-        self._db = db
-        self._namespace = namespace
-        self._now = now
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        #: What a batch that begins in this transaction counts, and nothing from before it.
+        self._since: int = tx.sequence + 1
         self._changes: dict[str, list[int]] = {}
 
     def moved(self, batch: str | None, former: int | None, state: int) -> None:
@@ -101,23 +106,33 @@ class Batches:
             changes[former] -= 1
         changes[state] += 1
 
-    def revived(self, batch: str | None, former: int, state: int) -> None:
-        """Count a final job that is live again; its batch may be forgotten."""
-        if batch is not None:
-            known = batch in self._changes or self._stored(batch) is not None
-            self.moved(batch, former if known else None, state)
+    def entering(self) -> int:
+        """Return a sequence that no job has, at which a job enters that is older than it."""
+        self._tx.sequence += 1
+        return int(self._tx.sequence)
+
+    def revived(self, row: Row, state: int) -> None:
+        """Count a final job that is live again; its batch may have been forgotten since."""
+        if row.batch is None:
+            return
+        stored = self._stored(row.batch)
+        since = self._since if stored is None else stored[-1]
+        counted = self._tx.db.execute(_ENTERED, (row.seq,)).fetchone()[0] >= since
+        self.moved(row.batch, row.state if counted else None, state)
+        if not counted:
+            self._tx.db.execute(_ENTER, (self.entering(), row.seq))
 
     def write(self) -> None:
         """Add the changes to what is stored."""
         for batch, changes in self._changes.items():
-            stored = self._stored(batch) or [0] * len(STATES)
-            # A job that outlived the counts of its batch was in none that came after them.
-            counts = [max(0, sum(pair)) for pair in zip(stored, changes, strict=True)]
-            expires = None if any(counts[: RUNNING + 1]) else self._now + BATCH_TTL
-            self._db.execute(_STORE_BATCH, (self._namespace, batch, *counts, expires))
+            *stored, since = self._stored(batch) or [*[0] * len(STATES), self._since]
+            counts = [sum(pair) for pair in zip(stored, changes, strict=True)]
+            expires = None if any(counts[: RUNNING + 1]) else self._tx.now + BATCH_TTL
+            row = (self._tx.namespace, batch, *counts, since, expires)
+            self._tx.db.execute(_STORE_BATCH, row)
 
     def _stored(self, batch: str) -> list[int] | None:
-        row = self._db.execute(_BATCH, (self._namespace, batch)).fetchone()
-        if row is None or (row[-1] is not None and row[-1] <= self._now):
+        row = self._tx.db.execute(_BATCH, (self._tx.namespace, batch)).fetchone()
+        if row is None or (row[-1] is not None and row[-1] <= self._tx.now):
             return None
         return list(row[:-1])

@@ -145,7 +145,7 @@ def _redrive(tx: Transaction, row: Row) -> _Outcome:
     tally[row.state] -= 1
     tally[QUEUED] += 1
     tally[REDRIVEN] += 1
-    tx.batches.revived(row.batch, row.state, QUEUED)
+    tx.batches.revived(row, QUEUED)
     if row.lane is None:
         tx.claimable(row.queue)
     else:

@@ -58,6 +58,8 @@ def fault(error: BaseException, path: Path) -> PlugqError:
         return Unavailable(text.format(path=path, error=error))
     if isinstance(error, OverflowError | UnicodeEncodeError | sqlite3.DataError):
         return InvalidJob(f"a value can not be stored in SQLite: {error}")
+    if code_of(error) == sqlite3.SQLITE_CONSTRAINT:
+        return InvalidJob(f"a value can not be stored in SQLite, such as a NaN: {error}")
     if code_of(error) == sqlite3.SQLITE_TOOBIG:
         return InvalidJob("a value is larger than SQLite can store")
     return Unavailable(f"{path}: {type(error).__name__}: {error}")

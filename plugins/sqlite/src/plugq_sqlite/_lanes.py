@@ -1,9 +1,10 @@
 """Lanes: which jobs of a lane stand in the ready order.
 
 What always holds after :meth:`Lanes.repair`: of the queued jobs of a lane exactly the first
-``lane_max_running - running`` are eligible, and none while the lane is parked. A claim may
-therefore take the head of the ready order as it is, and a lane that is busy or parked costs no
-claim anything.
+``lane_max_running - running`` are eligible, at most :data:`HEADS` of them, and none while the lane
+is parked. A claim may therefore take the first ``HEADS`` of the ready order as they are, and a
+lane that is busy or parked costs no claim anything. Parking a lane and letting it in rewrites its
+heads and nothing else, however many of its jobs may run.
 """
 
 # ruff: noqa: S608 - statements are put together from constants; values are bound
@@ -16,6 +17,7 @@ from plugq_sqlite._statements import insert_rows, join_rows, numbers
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterable
 
     from plugq_sqlite._transaction import Transaction
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     _Counts = dict[tuple[int, str], list[int]]
     #: How many more jobs of a lane are to be eligible; negative: fewer.
     _Wanted = dict[tuple[int, str], int]
+
+#: How many jobs of a lane stand in the ready order at most.
+HEADS = 128
 
 _FIRST_BEHIND = (
     "SELECT seq FROM job INDEXED BY job_lane WHERE queue = {queue} AND lane = {lane} "
@@ -61,13 +66,15 @@ _SET_ELIGIBLE = "UPDATE job SET eligible = ? FROM json_each(?) AS s WHERE job.se
 class _Change:
     """What happened to one lane since its last repair."""
 
-    __slots__ = ("added", "heads", "look", "parked", "parked_until", "running")
+    __slots__ = ("added", "heads", "look", "most", "parked", "parked_until", "running")
 
     def __init__(self) -> None:
         self.running = 0
         self.heads = 0
         self.look = False
         self.added = False
+        #: How many heads there may be until the repair after the next.
+        self.most = HEADS
         #: Whether ``parked_until`` takes the place of what is stored.
         self.parked = False
         self.parked_until: float | None = None
@@ -124,6 +131,16 @@ class Lanes:
         change.look = change.parked = True
         change.parked_until = until
 
+    def widen(self, queue: int, lanes: Iterable[str], most: int) -> None:
+        """Let up to ``most`` jobs of each lane be eligible, until the next repair."""
+        lanes = list(lanes)
+        for lane in lanes:
+            change = self._change(queue, lane)
+            change.look, change.most = True, most
+        self.repair()
+        for lane in lanes:
+            self._change(queue, lane).look = True
+
     def recheck_queue(self, queue: int) -> None:
         """Look at every lane of a queue, since its limit has changed."""
         rows = self._tx.db.execute("SELECT name FROM lane WHERE queue = ?", (queue,)).fetchall()
@@ -145,10 +162,11 @@ class Lanes:
             now[key] = [running + change.running, heads + change.heads]
             if (change.parked_until if change.parked else until) is not None:
                 parked.add(key)
-            if change.look:
+            # Where there were fewer heads, no job that may run stands behind them.
+            if change.look or heads >= HEADS:
                 limit = self._tx.queue_numbered(key[0]).lane_max_running
-                most = 0 if key in parked else max(0, limit - now[key][0])
-                wanted[key] = most - now[key][1]
+                free = 0 if key in parked else max(0, limit - now[key][0])
+                wanted[key] = min(free, change.most) - now[key][1]
         self._promote(db, now, wanted)
         self._demote(db, now, wanted)
         self._swap(db, [key for key, change in changes.items() if change.added and now[key][1]])
@@ -170,7 +188,8 @@ class Lanes:
         db.execute(_SET_ELIGIBLE, (1, numbers(seq for _, _, seq in found)))
         for queue, lane, _ in found:
             now[queue, lane][1] += 1
-            self._tx.claimable(queue)
+            if now[queue, lane][1] <= HEADS:
+                self._tx.claimable(queue)
 
     def _demote(self, db: sqlite3.Connection, now: _Counts, wanted: _Wanted) -> None:
         for (queue, lane), want in wanted.items():

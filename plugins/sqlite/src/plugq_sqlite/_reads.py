@@ -89,11 +89,15 @@ _OLDEST = """
     FROM level
 """
 _STATS = f"""
+    WITH oldest (queue, ready_at) AS MATERIALIZED (
+        SELECT queue.id, ({_OLDEST}) FROM queue WHERE queue.namespace = ?1
+    )
     SELECT meta.now, queue.name, queue.paused, queue.draining, queue.configured,
         queue.max_running, queue.lane_max_running, queue.max_length, queue.limits,
-        queue.lane_limits, ({_OLDEST}),
+        queue.lane_limits, oldest.ready_at,
         task.name, tally.run_seconds, tally.run_count, tally.rate, tally.rate_at, {_TALLY_SUM}
-    FROM meta LEFT JOIN queue ON queue.namespace = ?
+    FROM meta LEFT JOIN queue ON queue.namespace = ?1
+        LEFT JOIN oldest ON oldest.queue = queue.id
         LEFT JOIN tally ON tally.queue = queue.id LEFT JOIN task ON task.id = tally.task
     ORDER BY queue.name, task.name
 """

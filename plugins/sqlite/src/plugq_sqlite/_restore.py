@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plugq.job import JobRef
+from plugq.job import LINGER, JobRef, JobState
 from plugq_sqlite._moves import rows_by_ref
 from plugq_sqlite._rows import (
     ACCEPTED,
@@ -31,7 +31,8 @@ _INSERT = (
     "INSERT INTO job (seq, namespace, queue, id, task, state, eligible, nprio, ready_at, token, "
     "attempt, max_attempts, crashes, generation, cancel, failures, number, lease_until, "
     "deadline_at, submitted_at, started_at, finished_at, expires_at, tidy_at, result_ttl, "
-    "failure_ttl, id_ttl, lane, batch, origin, worker, code, submission, progress, result) VALUES ?"
+    "failure_ttl, id_ttl, lane, batch, origin, worker, code, submission, progress, result, "
+    "entered) VALUES ?"
 )
 
 
@@ -53,6 +54,8 @@ def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
             (numbers(job.sequence for job in new),),
         )
     }
+    batched = any(job.batch is not None for job in new)
+    entered = tx.batches.entering() if batched else None
     last = max([tx.sequence, *(job.sequence for job in new)])
     rows, bodies, failures = [], [], []
     for job in new:
@@ -61,7 +64,7 @@ def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
             last += 1
             seq = last
         taken.add(seq)
-        rows.append(_columns(tx, job, seq))
+        rows.append(_columns(tx, job, seq, entered))
         bodies.append((seq, job.body or b""))
         failures += [(seq, n, packed(record)) for n, record in enumerate(job.history)]
     tx.sequence = last
@@ -71,7 +74,7 @@ def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
     tx.end_call()
 
 
-def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
+def _columns(tx: Transaction, job: JobRecord, seq: int, entered: int | None) -> tuple[object, ...]:
     queue = tx.make_queue(job.queue)
     task = tx.task(job.task)
     state = CODES[job.state]
@@ -91,9 +94,13 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
             tx.lanes.restored(queue.id, job.lane)
     finished_at = job.finished_at
     result_ttl: float | None = _RESULT_TTL
+    tidy_at: float | None = None
     if job.state.final:
         finished_at = tx.now if finished_at is None else finished_at
-        result_ttl = None if job.expires_at is None else job.expires_at - finished_at
+        if job.expires_at is not None:
+            tidy_at = max(job.expires_at, finished_at + LINGER)
+        if job.state is JobState.SUCCEEDED:
+            result_ttl = None if job.expires_at is None else job.expires_at - finished_at
     return (
         seq,
         tx.namespace,
@@ -118,7 +125,7 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
         job.started_at,
         finished_at,
         job.expires_at,
-        job.expires_at,
+        tidy_at,
         result_ttl,
         _FAILURE_TTL,
         _ID_TTL,
@@ -130,4 +137,5 @@ def _columns(tx: Transaction, job: JobRecord, seq: int) -> tuple[object, ...]:
         job.submission,
         None if job.progress is None else packed(job.progress),
         job.result,
+        entered,
     )

@@ -238,7 +238,8 @@ _SECOND = (
     "ALTER TABLE tally ADD COLUMN run_count INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE tally ADD COLUMN rate REAL NOT NULL DEFAULT 0",
     "ALTER TABLE tally ADD COLUMN rate_at REAL NOT NULL DEFAULT 0",
-    # Jobs by state, also of those that are gone; ``expires`` while none of them is live.
+    # Jobs by state, also of those that are gone; ``expires`` while none of them is live. Counted
+    # are those that entered at the sequence ``since`` or after it.
     """
     CREATE TABLE batch (
         namespace INTEGER NOT NULL,
@@ -251,14 +252,18 @@ _SECOND = (
         cancelled INTEGER NOT NULL,
         skipped INTEGER NOT NULL,
         expires REAL,
+        since INTEGER NOT NULL,
         PRIMARY KEY (namespace, name)
     ) WITHOUT ROWID
     """,
+    # When a job entered its batch, as a sequence, where that is not its own.
+    "ALTER TABLE job ADD COLUMN entered INTEGER",
     "CREATE INDEX batch_expires ON batch (namespace, expires) WHERE expires IS NOT NULL",
     f"""
     INSERT INTO batch SELECT namespace, batch, total(state = 0), total(state = 1),
         total(state = 2), total(state = 3), total(state = 4), total(state = 5), total(state = 6),
-        CASE WHEN min(state) > 2 THEN (SELECT now FROM meta) + {BATCH_TTL} END
+        CASE WHEN min(state) > 2 THEN (SELECT now FROM meta) + {BATCH_TTL} END,
+        0
     FROM job WHERE batch IS NOT NULL GROUP BY namespace, batch
     """,  # noqa: S608 - a constant
     # Sockets of those who listen to events; ``missed`` where some did not reach one.

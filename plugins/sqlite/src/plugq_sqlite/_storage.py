@@ -277,7 +277,11 @@ class SqliteStorage(Lifecycle):
 
     async def load(self, keys: Sequence[str]) -> Loaded:
         """Return registers and the time."""
-        return await _reads.load(self._fetch, self._writer.now, self._writer.namespace, keys)
+        writer = self._writer
+        try:
+            return await _reads.load(self._fetch, writer.now, writer.namespace, keys)
+        except UnicodeEncodeError as error:
+            raise fault(error, self._path) from None
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
@@ -285,7 +289,11 @@ class SqliteStorage(Lifecycle):
 
     async def scan(self, prefix: str) -> Sequence[Register]:
         """Return the registers whose key starts with the prefix."""
-        return await _reads.scan(self._fetch, self._writer.now, self._writer.namespace, prefix)
+        writer = self._writer
+        try:
+            return await _reads.scan(self._fetch, writer.now, writer.namespace, prefix)
+        except UnicodeEncodeError as error:
+            raise fault(error, self._path) from None
 
     async def _fetch(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
         reader = self._reader

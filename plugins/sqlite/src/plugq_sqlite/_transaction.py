@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from plugq.allowance import Limited
+from plugq.errors import Unavailable
 from plugq.protocols.storage import CancelAsked, Finished, Wake
 from plugq_sqlite._counts import Batches, Tallies
 from plugq_sqlite._lanes import Lanes
 from plugq_sqlite._rows import QUEUED, RUNNING
+from plugq_sqlite._schema import MIGRATIONS
 from plugq_sqlite._statements import join_rows
 
 if TYPE_CHECKING:
@@ -90,11 +92,16 @@ class Transaction:
         self.db = db
         self._addresses = addresses
         self.namespace = namespace
-        stored, self.sequence, self.version, listened = db.execute(
+        stored, self.sequence, self.version, listened, schema = db.execute(
             "SELECT now, sequence, version, "
-            "EXISTS (SELECT 1 FROM listener WHERE namespace = ?) FROM meta",
+            "EXISTS (SELECT 1 FROM listener WHERE namespace = ?), user_version "
+            "FROM meta, pragma_user_version",
             (namespace,),
         ).fetchone()
+        if schema != len(MIGRATIONS):
+            # Another process did it, and this one would leave out what the new tables count.
+            message = "the file was migrated by a newer plugq-sqlite; restart this process with it"
+            raise Unavailable(message)
         #: Where those listen who want to know what happens.
         self.listeners: list[str] = []
         #: Those of them whom some of it did not reach.
@@ -104,7 +111,7 @@ class Transaction:
         self.now: float = max(stored, time)
         self.lanes = Lanes(self)
         self.tallies = Tallies()
-        self.batches = Batches(db, namespace, self.now)
+        self.batches = Batches(self)
         self.ready: dict[int, int] = {}
         self.finished: dict[str, list[JobRef]] = {}
         self.cancel_asked: dict[str, list[JobRef]] = {}

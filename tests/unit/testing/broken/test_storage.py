@@ -29,6 +29,7 @@ from plugq.protocols import (
     Cancel,
     ClaimReply,
     ClaimRequest,
+    Configure,
     Drain,
     Edit,
     EditReply,
@@ -37,6 +38,7 @@ from plugq.protocols import (
     Grant,
     Heard,
     Holder,
+    Lease,
     LeaseRef,
     NewJob,
     Page,
@@ -244,6 +246,33 @@ class ForgetsLanes(MemoryStorage):
                 settings = QueueSettings(queue=name, lane_max_running=10**6)
                 self._jobs.queue(name).configure(settings)
         return await super().submit(jobs)
+
+
+class TakesTheHeadsOfLanesFirst(MemoryStorage):
+    """In one claim the rest of a lane comes after what stands behind it."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        heads: list[Lease] = []
+        rest: list[Lease] = []
+        for lease in reply.leases:
+            full = sum(head.lane == lease.lane for head in heads) >= 128
+            (rest if full and lease.lane is not None else heads).append(lease)
+        return replace(reply, leases=(*heads, *rest))
+
+
+class LetsInOnlyTheFirstOfALane(MemoryStorage):
+    """A start lets nothing in where many of a lane may run."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        if isinstance(edit, Configure):
+            edit = Configure(
+                tuple(
+                    replace(settings, lane_max_running=min(settings.lane_max_running, 128))
+                    for settings in edit.settings
+                )
+            )
+        return await super().edit(edit)
 
 
 class LetsALateHolderFreeTheLane(MemoryStorage):
@@ -912,6 +941,18 @@ class RestoresAsNew(MemoryStorage):
         await super().restore([replace(job, attempt=0, token=0) for job in jobs])
 
 
+class RestoresWhatIsLeft(MemoryStorage):
+    """What is left of the retention of a restored job is what its results are kept for."""
+
+    async def restore(self, jobs: Sequence[JobRecord]) -> None:
+        await super().restore(jobs)
+        for job in jobs:
+            record = self._jobs.find(job.queue, job.id)
+            if record is not None and job.expires_at is not None and job.finished_at is not None:
+                left = job.expires_at - job.finished_at
+                record.job = replace(record.job, result_ttl=left)
+
+
 class LeaksForeignErrors(MemoryStorage):
     """After stop its verbs fail with whatever comes up."""
 
@@ -1100,6 +1141,11 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "two_jobs_of_a_lane_are_never_in_one_claim",
         "lanes_hold_under_concurrent_claims",
     ),
+    TakesTheHeadsOfLanesFirst: ("a_lane_of_which_many_may_run_keeps_its_order_in_a_claim_of_many",),
+    LetsInOnlyTheFirstOfALane: (
+        "every_start_lets_the_next_job_of_a_lane_in",
+        "a_want_names_the_jobs_of_a_lane_before_those_behind_them",
+    ),
     LetsALateHolderFreeTheLane: ("a_late_holder_can_not_free_the_next_ones_lane",),
     IgnoresMaxRunning: (
         "max_running_limits_a_queue",
@@ -1205,6 +1251,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     RemembersBatchesForEver: ("counts_are_forgotten_a_while_after_the_last_change",),
     TakesFromCountsThatAreForgotten: (
         "a_job_that_outlived_its_batch_is_counted_when_it_is_redriven",
+        "a_job_that_outlived_its_batch_joins_those_that_came_after_it",
     ),
     FindsBatchesBySearching: ("find_by_batch_examines_only_that_batch",),
     TakesTheNextForTheOldest: ("the_oldest_ready_job_may_have_any_priority",),
@@ -1213,6 +1260,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     ItsRateNeverDecays: ("the_rate_decays",),
     CountsOnlySettledEnds: ("the_rate_counts_every_end",),
     TakesEveryAttemptForARun: ("run_time_is_the_mean_of_what_holders_ended",),
+    RestoresWhatIsLeft: ("a_restored_failure_that_is_redriven_keeps_its_result_as_any_other",),
     RestoresAsNew: ("a_restored_job_is_the_same_job",),
     LeaksForeignErrors: ("a_stopped_storage_refuses_every_verb",),
     WorksAfterStop: (

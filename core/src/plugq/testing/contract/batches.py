@@ -223,6 +223,43 @@ class Batches(Contract):
                 await scene.end(await scene.take("a"))
                 assert await scene.batch() == {"succeeded": 1}
 
+    async def test_a_job_that_outlived_its_batch_joins_those_that_came_after_it(self) -> None:
+        """It takes none of them from their counts, however often it is redriven."""
+        async with self.scene() as scene:
+            await scene.bring("old", JobState.FAILED, batch="x", failure_ttl=None)
+            await scene.bring("older", JobState.FAILED, batch="x", failure_ttl=None)
+            scene.clock.advance(BATCH_TTL)
+            await scene.bring("new", JobState.FAILED, batch="x", failure_ttl=None)
+            await scene.redrive("old")
+            assert await scene.batch() == {"queued": 1, "failed": 1}
+            await scene.end(await scene.take("old"), Outcome.FAIL)
+            assert await scene.batch() == {"failed": 2}
+            await scene.redrive("old")
+            assert await scene.batch() == {"queued": 1, "failed": 1}
+            await scene.end(await scene.take("old"))
+            await scene.redrive("new")
+            await scene.redrive("older")
+            assert await scene.batch() == {"queued": 2, "succeeded": 1}
+
+    async def test_a_restored_job_is_counted_once_when_it_is_redriven(self) -> None:
+        """Whatever its sequence, in a batch that others are in."""
+        async with self.scene() as scene:
+            await scene.submit("other", delay=60.0)
+            await scene.bring("a", JobState.FAILED, batch="x")
+            now = scene.clock.time()
+            job = JobRecord(
+                queue="q",
+                id="b",
+                task="t",
+                state=JobState.FAILED,
+                sequence=1,
+                batch="x",
+                finished_at=now,
+            )
+            await scene.storage.restore([job])
+            await scene.redrive("b")
+            assert await scene.batch() == {"queued": 1, "failed": 1}
+
     async def test_find_by_batch_examines_only_that_batch(self) -> None:
         """One page finds its jobs, however many others there are."""
         async with self.scene() as scene:

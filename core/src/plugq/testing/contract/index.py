@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from plugq.errors import PlugqError
-from plugq.job import FINAL, AttemptRecord, JobRecord, JobRef, JobState, Outcome, Progress
+from plugq.job import FINAL, LINGER, AttemptRecord, JobRecord, JobRef, JobState, Outcome, Progress
 from plugq.protocols.edits import Cancel, Configure, EditStatus, QueueSettings
 from plugq.protocols.storage import FindQuery, SubmitStatus
 from plugq.testing.contract.scene import STATES, Contract
@@ -376,6 +376,52 @@ class Index(Contract):
             assert (other.status, other.sequence) == (SubmitStatus.DUPLICATE, 9)
             (same,) = await scene.send(scene.job("a", submission=b"s"))
             assert same.status is SubmitStatus.ACCEPTED
+
+    async def test_a_restored_failure_that_is_redriven_keeps_its_result_as_any_other(self) -> None:
+        """For the usual time, whatever was left of its retention as a failure."""
+        async with self.scene() as scene:
+            now = scene.clock.time()
+            job = JobRecord(
+                queue="q",
+                id="a",
+                task="t",
+                state=JobState.FAILED,
+                sequence=1,
+                max_attempts=1,
+                finished_at=now - 10,
+                expires_at=now + 20,
+            )
+            await scene.storage.restore([job])
+            await scene.redrive("a")
+            await scene.end(await scene.take("a"))
+            scene.clock.advance(3_599)
+            assert (await scene.show("a")).result == b"null"
+            scene.clock.advance(1)
+            await scene.sweep()
+            assert await scene.look("a") is None
+
+    async def test_a_restored_job_lingers_for_those_who_wait(self) -> None:
+        """As long after its end as any other, though it has expired."""
+        async with self.scene() as scene:
+            now = scene.clock.time()
+            job = JobRecord(
+                queue="q",
+                id="a",
+                task="t",
+                state=JobState.SUCCEEDED,
+                sequence=1,
+                finished_at=now,
+                expires_at=now + LINGER / 2,
+                result=b"1",
+            )
+            await scene.storage.restore([job])
+            scene.clock.advance(LINGER - 1)
+            await scene.sweep()
+            assert await scene.look("a") is None
+            assert (await scene.show("a", waiting=True)).result == b"1"
+            scene.clock.advance(1)
+            await scene.sweep()
+            assert await scene.look("a", waiting=True) is None
 
 
 __all__ = ["Index"]

@@ -44,6 +44,34 @@ class Limits(Contract):
                 assert await scene.claimed_ids() == []
                 await scene.end(lease)
 
+    async def test_a_lane_of_which_many_may_run_keeps_its_order_in_a_claim_of_many(self) -> None:
+        """All that may run come before what is behind them, whatever lane that is of."""
+        async with self.scene() as scene:
+            await scene.configure(lane_max_running=500)
+            first = [f"a{number}" for number in range(600)]
+            await scene.submit(*first, lane="a", priority=1)
+            await scene.submit("b", lane="b")
+            await scene.submit("plain")
+            assert await scene.claimed_ids(400) == first[:400]
+            await scene.submit("urgent", lane="a", priority=2)
+            assert await scene.claimed_ids(1) == ["urgent"]
+            assert await scene.claimed_ids(300) == [*first[400:499], "b", "plain"]
+            await scene.configure(lane_max_running=800)
+            more = [f"more{number}" for number in range(99)]
+            await scene.submit(*more, lane="a", priority=1)
+            await scene.submit("last")
+            assert await scene.claimed_ids(300) == [*first[499:], *more, "last"]
+
+    async def test_every_start_lets_the_next_job_of_a_lane_in(self) -> None:
+        """One by one, and as many as may run."""
+        async with self.scene() as scene:
+            await scene.configure(lane_max_running=250)
+            first = [f"a{number}" for number in range(300)]
+            await scene.submit(*first, lane="a", priority=1)
+            await scene.submit("b", lane="b")
+            assert [(await scene.take()).id for _ in range(200)] == first[:200]
+            assert await scene.claimed_ids(100) == [*first[200:250], "b"]
+
     async def test_two_jobs_of_a_lane_are_never_in_one_claim(self) -> None:
         """Not even when nothing else is there."""
         async with self.scene() as scene:

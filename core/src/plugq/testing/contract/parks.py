@@ -52,6 +52,21 @@ class Parks(Contract):
             assert want.ready == ("a", "b")
             assert want.states[0] == reply.spent[0].state
 
+    async def test_a_want_names_the_jobs_of_a_lane_before_those_behind_them(self) -> None:
+        """Many of one lane, if many of it may run; and a claim starts them in that order."""
+        async with self.scene() as scene:
+            await scene.configure(lane_max_running=500, lane_limits=b"l")
+            first = [f"a{number}" for number in range(300)]
+            await scene.submit(*first, lane="a", priority=1)
+            await scene.submit("b", lane="b")
+            (want,) = (await scene.ask(200)).wants
+            assert want.ready == ("a",) * 200
+            budget = budget_for(want, "a", 200)
+            reply = await scene.ask(200, grants=(granted(scene, want, budget),))
+            assert ids_of(reply) == first[:200]
+            (want,) = (await scene.ask(200)).wants
+            assert want.ready == ("a",) * 100 + ("b",)
+
     async def test_a_lane_that_is_refused_everything_is_parked(self) -> None:
         """No start, no state, and other lanes go on."""
         async with self.scene() as scene:
