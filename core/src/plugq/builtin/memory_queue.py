@@ -216,14 +216,18 @@ class Queue:
         fresh = self.fresh
         taken: list[Record] = []
         passed: list[Record] = []
+        moved: set[str] = set()
         while not allowance.done and (record := self._first()) is not None:
             heappop(self._entries)
             record.place = 0
             self.ready -= 1
             counts = record.deadline_at is None or record.deadline_at > now
+            stays = counts and not allowance.take(record.job.lane)
             if counts:
-                (taken if allowance.take(record.job.lane) else passed).append(record)
+                (passed if stays else taken).append(record)
             if record.job.lane is not None:
+                if not stays:
+                    moved.add(record.job.lane)
                 lane = self.lanes[record.job.lane]
                 heappop(lane.entries)
                 lane.head = None
@@ -238,7 +242,9 @@ class Queue:
                 lane.add(record)
                 self._elect(record.job.lane, lane)
         self.running += len(taken)
-        self.fresh = max(0, fresh - len(taken) - allowance.left, allowance.more)
+        shown = sum(name in self.lanes and self.lanes[name].head is not None for name in moved)
+        fresh = max(0, fresh - len(taken)) + shown
+        self.fresh = max(0, fresh - allowance.left, allowance.more)
         return taken
 
     def park(self, until: float) -> None:

@@ -1135,7 +1135,10 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     ClaimsOfNothingCountAsIdle: ("a_claim_of_nothing_registers_nobody",),
     WakesForWhatAClaimWants: ("what_a_claim_wants_is_left_to_it",),
     WakesAllForAQueue: ("a_queue_that_is_let_in_wakes_one_peer",),
-    LeavesTheRestOfABudget: ("a_full_claim_that_leaves_budget_wakes_one_peer",),
+    LeavesTheRestOfABudget: (
+        "a_full_claim_that_leaves_budget_wakes_one_peer",
+        "as_many_peers_wake_as_a_lane_may_run",
+    ),
     IgnoresThePriority: ("a_higher_priority_comes_first",),
     Reorders: (
         "jobs_of_one_priority_run_in_the_order_of_submission",
