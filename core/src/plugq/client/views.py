@@ -40,10 +40,15 @@ class AttemptError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it stood in the storage at the moment of the call."""
+    """A job as it stood in the storage at the moment of the call.
+
+    ``sequence`` is its place in the order of submission. No other job has it, ever, while the id
+    may be that of another job later.
+    """
 
     queue: str
     id: str
+    sequence: int
     task: str
     state: JobState
     priority: int
@@ -155,6 +160,7 @@ def view(record: JobRecord) -> Job:
     return Job(
         queue=record.queue,
         id=record.id,
+        sequence=record.sequence,
         task=record.task,
         state=record.state,
         priority=record.priority,

@@ -59,6 +59,7 @@ from plugq.protocols import (
     SweepReply,
     SweepRequest,
 )
+from plugq.protocols.edits import JobEdit
 from plugq.testing import StorageContract
 
 replace = msgspec.structs.replace
@@ -143,6 +144,22 @@ class GrantsMoreToARepeatedClaim(MemoryStorage):
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         self._number += 1
         return await super().claim(replace(request, number=self._number))
+
+
+class EditsWhoeverHasTheId(MemoryStorage):
+    """An edit is made to the job that has the id now."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        return await super().edit(
+            replace(edit, sequences=()) if isinstance(edit, JobEdit) else edit
+        )
+
+
+class EditsInAnyState(MemoryStorage):
+    """An edit is made to jobs that have moved on."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        return await super().edit(replace(edit, states=()) if isinstance(edit, JobEdit) else edit)
 
 
 class IgnoresTheTokenOnSettle(MemoryStorage):
@@ -1078,6 +1095,8 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "a_repeated_claim_gives_the_same_leases",
         "a_claim_sent_twice_at_once_is_granted_once",
     ),
+    EditsWhoeverHasTheId: ("an_edit_means_one_job_of_an_id",),
+    EditsInAnyState: ("an_edit_means_jobs_in_some_states",),
     IgnoresTheTokenOnSettle: (
         "a_stale_token_is_refused_while_the_job_runs_elsewhere",
         "a_token_that_was_never_granted_is_refused",
