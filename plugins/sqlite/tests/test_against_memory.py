@@ -52,7 +52,9 @@ from plugq_sqlite import SqliteOptions, SqliteStorage
 
 QUEUES = ("a", "b")
 LANES = (None, None, "x", "y", "z")
-REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.LATE})
+REFUSED = frozenset(
+    {SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.REFUSED, SubmitStatus.LATE}
+)
 OUTCOMES = (*Outcome, Outcome.SUCCEED, Outcome.RETRY)
 
 

@@ -91,6 +91,19 @@ class AcceptsWithoutStoring(MemoryStorage):
         ]
 
 
+class BlamesEveryQueue(MemoryStorage):
+    """Of a call that is refused each job is told that its own queue is full."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        replies = await super().submit(jobs)
+        return [
+            replace(reply, status=SubmitStatus.FULL)
+            if reply.status is SubmitStatus.REFUSED
+            else reply
+            for reply in replies
+        ]
+
+
 class StoresHalfOfAFullCall(MemoryStorage):
     """What fits is stored, the rest is refused."""
 
@@ -1081,6 +1094,10 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "concurrent_claims_give_each_job_to_one",
     ),
     AcceptsWithoutStoring: ("a_full_queue_refuses_the_whole_call",),
+    BlamesEveryQueue: (
+        "a_full_queue_refuses_the_whole_call",
+        "a_drained_queue_takes_nothing_new",
+    ),
     StoresHalfOfAFullCall: ("a_full_queue_refuses_the_whole_call",),
     RevivesTheCancelled: ("the_same_submission_of_a_cancelled_job_opens_no_generation",),
     ForgetsUniqueKeys: (

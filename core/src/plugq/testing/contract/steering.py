@@ -84,7 +84,7 @@ class Steering(Contract):
                 scene.job("a"), scene.job("b", delay=60.0), scene.job("c", queue="other")
             )
             assert replies[0].status is replies[1].status is SubmitStatus.DRAINING
-            assert replies[2].status is not SubmitStatus.ACCEPTED
+            assert replies[2].status is SubmitStatus.REFUSED
             assert [await scene.look(id) for id in "ab"] == [None, None]
             assert await scene.look("c", "other") is None
             assert (await scene.send(scene.job("c", queue="other")))[0].status == "accepted"
