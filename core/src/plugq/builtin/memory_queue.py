@@ -292,7 +292,7 @@ class Queue:
             self._elect(record.job.lane, lane)
 
     def oldest(self) -> float | None:
-        """Return the earliest ready time of what only a free worker is missing for."""
+        """Return the earliest ready time of what waits neither for its time nor behind its lane."""
         soonest = self._oldest_shown()
         limit = 1 if self.settings is None else self.settings.lane_max_running
         if soonest is None or limit == 1:

@@ -90,6 +90,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One queue: its jobs by state, its cumulative totals, and how long its oldest job waits.
 
+    ``oldest`` is the time since that job was due, of those that wait neither for their time nor
+    behind their lane; a pause or a limit of the queue may still keep it from starting.
     ``run_time`` and ``rate`` are those of its tasks together, see :class:`TaskInfo`.
     """
 

@@ -355,8 +355,9 @@ class TaskStats(msgspec.Struct, frozen=True, kw_only=True):
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     """One queue: whether it is paused or drained, and the age in seconds of its oldest ready job.
 
-    A job is ready that only a free worker is missing for: none that waits for its time or behind
-    its lane. ``oldest`` counts from its ready time.
+    A job is ready that stands in the ready order: none that waits for its time, or in a lane that
+    is busy or parked. A pause, ``max_running`` or a limit of the whole queue may still keep it from
+    starting now. ``oldest`` counts from its ready time.
     """
 
     queue: str
