@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
-from plugq.job import AttemptRecord, JobRef, Outcome, Progress
+from plugq.job import AttemptRecord, JobRef, JobState, Outcome, Progress
 from plugq.protocols import (
     Budget,
     Cancel,
@@ -52,7 +52,9 @@ from plugq_sqlite import SqliteOptions, SqliteStorage
 
 QUEUES = ("a", "b")
 LANES = (None, None, "x", "y", "z")
-REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.LATE})
+REFUSED = frozenset(
+    {SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.REFUSED, SubmitStatus.LATE}
+)
 OUTCOMES = (*Outcome, Outcome.SUCCEED, Outcome.RETRY)
 
 
@@ -236,16 +238,24 @@ class History:
             JobRef(pick.choice(QUEUES), f"id-{pick.randrange(60)}")
             for _ in range(pick.randint(1, 6))
         )
+        conditions: dict[str, Any] = pick.choice(
+            (
+                {},
+                {},
+                {"sequences": tuple(pick.randrange(60) for _ in refs)},
+                {"states": tuple(pick.sample(tuple(JobState), 4))},
+            )
+        )
         change = pick.choice(
             (
-                Cancel(refs=refs),
-                Cancel(refs=refs),
-                Redrive(refs=refs),
-                Purge(refs=refs),
-                Retain(refs=refs, ttl=pick.choice((0.0, 10.0, 100.0, None))),
-                Retain(refs=refs, ttl=pick.choice((0.0, 10.0, 100.0))),
-                Reprioritise(refs=refs, priority=pick.choice((0, 5, -5, 9))),
-                Reprioritise(refs=refs, priority=pick.choice((0, 5, -5, 9))),
+                Cancel(refs=refs, **conditions),
+                Cancel(refs=refs, **conditions),
+                Redrive(refs=refs, **conditions),
+                Purge(refs=refs, **conditions),
+                Retain(refs=refs, **conditions, ttl=pick.choice((0.0, 10.0, 100.0, None))),
+                Retain(refs=refs, **conditions, ttl=pick.choice((0.0, 10.0, 100.0))),
+                Reprioritise(refs=refs, **conditions, priority=pick.choice((0, 5, -5, 9))),
+                Reprioritise(refs=refs, **conditions, priority=pick.choice((0, 5, -5, 9))),
                 Pause(queues=("a",)),
                 Drain(queues=("a",)),
                 Resume(queues=("a",)),

@@ -55,7 +55,7 @@ async def test_a_queue_that_refuses_refuses_only_its_own_callers(
         assert [reply.status for reply in replies[2]] == [SubmitStatus.ACCEPTED]
         # Of one caller's call nothing is stored, as ever.
         assert replies[3][1].status is status
-        assert replies[3][0].status is not SubmitStatus.ACCEPTED
+        assert replies[3][0].status is SubmitStatus.REFUSED
         stats = await local.stats()
         stored = {(task.queue, sum(task.counts.values())) for task in stats.tasks}
         assert stored == {("open", 2), ("other", 1)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -331,3 +333,33 @@ async def test_after_a_random_life_everything_can_be_brought_to_its_end(seed: in
     assert not any(queue.ready or queue.lanes for queue in life.storage._jobs.queues.values())
     assert not life.storage._jobs.budgets._states
     await life.storage.stop()
+
+
+class Unwalked(list[Any]):
+    """What may be added to and taken from, but not walked through."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("somebody walks through all of it")
+
+
+async def test_jobs_of_two_priorities_are_looked_through_for_the_oldest_once() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(MemoryOptions(), PluginContext(clock=clock))
+    await storage.start()
+
+    def job(id: str, priority: int = 0) -> NewJob:
+        return NewJob(
+            queue="q", id=id, task="t", submission=id.encode(), body=b"", priority=priority
+        )
+
+    await storage.submit([job(str(number)) for number in range(50)])
+    clock.advance(10)
+    await storage.submit([job("urgent", 5)])
+    assert (await storage.stats()).queues[0].oldest == 10
+    queue = storage._jobs.queue("q")
+    queue._entries = Unwalked(queue._entries)
+    for number in range(1, 40):
+        assert (await storage.stats()).queues[0].oldest == 10
+        await storage.claim(ClaimRequest(worker="w", number=number, queues=("q",), limit=1))
+        await storage.submit([job(f"more-{number}", number % 3)])
+    await storage.stop()

@@ -9,7 +9,7 @@ import pytest
 
 import plugq
 from plugq.assembly import Assembly
-from plugq.protocols import Drain
+from plugq.protocols import Configure, Drain, QueueSettings
 
 
 def test_a_client_belongs_to_the_loop_that_started_it() -> None:
@@ -69,6 +69,18 @@ async def test_a_duration_that_must_be_a_slip_is_refused(option: str) -> None:
     async with Assembly({}).client() as client:
         with pytest.raises(plugq.InvalidJob, match=f"{option}: a duration is at most 100 years"):
             await client.submit(nothing.job(), **{option: 1_790_000_000_000})  # type: ignore[arg-type]
+
+
+async def test_of_a_call_that_is_refused_the_full_queue_is_named() -> None:
+    async with Assembly({}).client() as client:
+        settings = QueueSettings(queue="small", max_length=1)
+        await client._broker.edit(Configure((settings,)))
+        await client.submit(plugq.job("t"), queue="small")
+        requests = [plugq.job("t").options(queue=queue) for queue in ("roomy", "small")]
+        with pytest.raises(plugq.QueueFull, match="queue 'small' is full") as caught:
+            await client.submit_many(requests)
+        assert caught.value.queue == "small"
+        assert (await client.stats()).counts["queued"] == 1
 
 
 async def test_a_queue_that_is_drained_says_so_and_how_to_end_it() -> None:

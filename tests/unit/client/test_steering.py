@@ -90,6 +90,52 @@ async def test_each_verb_has_states_of_its_own() -> None:
         assert await one.reprioritise(task="t", priority=3) == []
 
 
+async def test_a_handle_never_means_a_later_job_of_its_id() -> None:
+    one, store = client()
+    async with one:
+        former = await one.submit(plugq.job("x"), id="a")
+        assert await former.cancel() == "cancelled"
+        seen = await former.status()
+        job = await one.submit(plugq.job("y"), id="a")
+        for stale in (former, seen):
+            assert await one.cancel(stale) == ["not_found"]
+            assert await one.retain(stale, ttl="1s") == ["not_found"]
+            assert await one.reprioritise(stale, priority=5) == ["not_found"]
+        with pytest.raises(plugq.JobCancelled):
+            await former.status()
+        with pytest.raises(plugq.JobCancelled):
+            await former.progress()
+        await fail(store, 1)
+        for stale in (former, seen):
+            assert await one.retry(stale) == await one.purge(stale) == ["not_found"]
+        assert (await job.status()).state == "failed"
+        assert (await one.handle("a", queue="default").status()).sequence == job.sequence
+        assert await one.purge(job) == ["done"]
+        await one.submit(plugq.job("z"), id="a")
+        with pytest.raises(plugq.JobNotFound):
+            await job.status()
+        assert await one.cancel(one.handle("a", queue="default")) == ["cancelled"]
+
+
+class StartsMeanwhile(Store):
+    """A job starts between the search and the change."""
+
+    async def edit(self, edit: Any) -> Any:
+        await self.claim(ClaimRequest(worker="w", number=1, queues=("default",), limit=1))
+        return await super().edit(edit)
+
+
+async def test_a_state_that_is_given_holds_to_the_end() -> None:
+    store = StartsMeanwhile(MemoryOptions(), PluginContext())
+    async with Assembly({}, storage=store).client() as one:
+        first, second = await one.submit_many([plugq.job("t") for _ in range(2)])
+        found = await one.cancel(state="queued", queue="default")
+        assert sorted(found) == ["cancelled", "not_found"]
+        assert not (await first.status()).cancel_requested
+        assert await one.cancel(first, second, state="queued") == ["not_found"] * 2
+        assert await one.cancel(first) == ["requested"]
+
+
 async def test_a_filter_by_time() -> None:
     clock = ManualClock()
     one, _ = client(clock)

@@ -92,7 +92,7 @@ SLOW_POLL = 10.0
 POLL = 1.0
 
 #: Answers that stand for a whole call of which nothing was stored.
-_NOTHING_STORED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
+_NOTHING_STORED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.REFUSED})
 
 
 def _no_limiters(_: bytes) -> Limiter:

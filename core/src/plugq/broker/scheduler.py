@@ -76,7 +76,8 @@ AGAIN = 2.0
 #: machine's clock (it was set, or slept) after which it is asked at once.
 LOOK, JUMP = 60.0, 0.5
 
-_REFUSED = {SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.LATE}
+_WHOLE = {SubmitStatus.FULL, SubmitStatus.DRAINING, SubmitStatus.REFUSED}
+_REFUSED = _WHOLE | {SubmitStatus.LATE}
 
 
 class Scheduler:
@@ -440,7 +441,7 @@ class Scheduler:
 
 def _whole(reply: SubmitReply) -> bool:
     """Whether the reply says that nothing of its call was stored."""
-    return reply.status in {SubmitStatus.FULL, SubmitStatus.DRAINING}
+    return reply.status in _WHOLE
 
 
 __all__ = ["Scheduler"]

@@ -132,7 +132,9 @@ def stats(table: JobTable, now: float) -> Stats:
 def edit(table: JobTable, change: Edit, now: float) -> list[EditReply]:
     """Make an operator's change."""
     if isinstance(change, JobEdit):
-        return [_edit_job(table, change, ref, now) for ref in change.refs]
+        sequences = change.sequences or (0,) * len(change.refs)
+        named = zip(change.refs, sequences, strict=True)
+        return [_edit_job(table, change, ref, sequence, now) for ref, sequence in named]
     if isinstance(change, Configure):
         for settings in change.settings:
             table.queue(settings.queue).configure(settings)
@@ -149,9 +151,16 @@ def edit(table: JobTable, change: Edit, now: float) -> list[EditReply]:
     return [_DONE] * len(change.queues)
 
 
-def _edit_job(table: JobTable, change: JobEdit, ref: JobRef, now: float) -> EditReply:
+def _edit_job(
+    table: JobTable, change: JobEdit, ref: JobRef, sequence: int, now: float
+) -> EditReply:
     record = table.find(ref.queue, ref.id)
     if record is None or record.expired(now):
+        return _NOT_FOUND
+    if sequence not in {0, record.sequence}:
+        return _NOT_FOUND
+    shown = JobState.FAILED if record.overdue(now) else record.state
+    if change.states and shown not in change.states:
         return _NOT_FOUND
     status, state = _change(table, change, record, now)
     job = record.job

@@ -93,6 +93,7 @@ class Queue:
         "_limit",
         "_parked",
         "_tickets",
+        "_times",
         "delayed",
         "draining",
         "fresh",
@@ -136,6 +137,8 @@ class Queue:
         #: No entry of the ready order has a greater order than this.
         self._last_order = 0
         self._tickets = 0
+        #: The ready order by ready time, kept from the first time that it was asked for.
+        self._times: list[tuple[float, int, Record]] | None = None
 
     def tally(self, task: str) -> Tally:
         """Return the counters of a task."""
@@ -216,14 +219,18 @@ class Queue:
         fresh = self.fresh
         taken: list[Record] = []
         passed: list[Record] = []
+        moved: set[str] = set()
         while not allowance.done and (record := self._first()) is not None:
             heappop(self._entries)
             record.place = 0
             self.ready -= 1
             counts = record.deadline_at is None or record.deadline_at > now
+            stays = counts and not allowance.take(record.job.lane)
             if counts:
-                (taken if allowance.take(record.job.lane) else passed).append(record)
+                (passed if stays else taken).append(record)
             if record.job.lane is not None:
+                if not stays:
+                    moved.add(record.job.lane)
                 lane = self.lanes[record.job.lane]
                 heappop(lane.entries)
                 lane.head = None
@@ -238,7 +245,9 @@ class Queue:
                 lane.add(record)
                 self._elect(record.job.lane, lane)
         self.running += len(taken)
-        self.fresh = max(0, fresh - len(taken) - allowance.left, allowance.more)
+        shown = sum(name in self.lanes and self.lanes[name].head is not None for name in moved)
+        fresh = max(0, fresh - len(taken)) + shown
+        self.fresh = max(0, fresh - allowance.left, allowance.more)
         return taken
 
     def park(self, until: float) -> None:
@@ -286,7 +295,7 @@ class Queue:
             self._elect(record.job.lane, lane)
 
     def oldest(self) -> float | None:
-        """Return the earliest ready time of what only a free worker is missing for."""
+        """Return the earliest ready time of what waits neither for its time nor behind its lane."""
         soonest = self._oldest_shown()
         limit = 1 if self.settings is None else self.settings.lane_max_running
         if soonest is None or limit == 1:
@@ -301,16 +310,24 @@ class Queue:
     def _oldest_shown(self) -> float | None:
         """Return the earliest ready time in the ready order.
 
-        While all of that has one priority the first entry has it, otherwise each is looked at.
+        While all of that has one priority the first entry has it. Otherwise each is looked at, but
+        only once until the order is empty.
         """
         if self._first() is None:
+            self._times = None
             return None
         entries = self._entries
         if entries[0][0] == self._last_order:
             return entries[0][1]
-        standing = [entry for entry in entries if entry[4].place == entry[3]]
-        self._last_order = max(entry[0] for entry in standing)
-        return min(entry[1] for entry in standing)
+        times = self._times
+        if times is None:
+            standing = [entry for entry in entries if entry[4].place == entry[3]]
+            self._last_order = max(entry[0] for entry in standing)
+            times = self._times = [(entry[1], entry[3], entry[4]) for entry in standing]
+            heapify(times)
+        while times[0][2].place != times[0][1]:
+            heappop(times)
+        return times[0][0]
 
     def _first(self) -> Record | None:
         """Return the first record of the ready order, which is then the first entry."""
@@ -377,6 +394,12 @@ class Queue:
         heappush(entries, (record.order, record.ready_at, record.sequence, record.place, record))
         self.ready += 1
         self.fresh += 1
+        times = self._times
+        if times is not None:
+            if len(times) >= 2 * self.ready + _SMALLEST_HEAP:
+                times[:] = [time for time in times if time[2].place == time[1]]
+                heapify(times)
+            heappush(times, (record.ready_at, record.place, record))
 
     def _elect(self, name: str, lane: Lane) -> None:
         """Make the ready order show the lane's first job; none while it is full or parked."""

@@ -83,7 +83,7 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
     keys: set[tuple[str, str]] = set()
     added: dict[str, int] = {}
     replies: list[SubmitReply] = []
-    refused = False
+    full: set[str] = set()
     for job in jobs:
         queue = table.queues[job.queue]
         identity = (job.queue, job.id)
@@ -91,7 +91,7 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
         if reply is not None:
             replies.append(reply)
             continue
-        status = SubmitStatus.DRAINING if queue.draining else SubmitStatus.FULL
+        status = SubmitStatus.DRAINING if queue.draining else SubmitStatus.REFUSED
         replies.append(SubmitReply(status, job.id, _QUEUED))
         key = None if job.unique is None else (job.queue, job.unique.key)
         if identity in stored or key in keys:
@@ -101,9 +101,16 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
             keys.add(key)
         added[job.queue] = added.get(job.queue, 0) + 1
         limit = queue.max_length
-        full = limit is not None and queue.waiting + added[job.queue] > limit
-        refused = refused or full or queue.draining
-    return replies if refused else None
+        if limit is not None and queue.waiting + added[job.queue] > limit:
+            full.add(job.queue)
+    if not full and all(reply.status is not SubmitStatus.DRAINING for reply in replies):
+        return None
+    return [
+        SubmitReply(SubmitStatus.FULL, job.id, _QUEUED)
+        if reply.status is SubmitStatus.REFUSED and job.queue in full
+        else reply
+        for job, reply in zip(jobs, replies, strict=True)
+    ]
 
 
 def _store(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitReply:

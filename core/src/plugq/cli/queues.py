@@ -29,7 +29,8 @@ def queues() -> None:
 def list_(*, file: str | None, as_json: bool) -> None:
     """List the queues that were ever used, with their jobs by state.
 
-    OLDEST is how long the oldest job that could start has waited.
+    OLDEST is how long the oldest job has waited that is next in line, also while a pause or a
+    limit of its queue holds it up.
     """
     stats_ = with_client(read_config(file), lambda client: client.stats())
     if as_json:

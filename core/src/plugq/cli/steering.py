@@ -135,7 +135,7 @@ def retain(ctx: click.Context, /, *, ttl: float | str, **given: Any) -> None:
     """
 
     def verb(client: Client) -> Change:
-        return lambda *jobs: client.retain(*jobs, ttl=ttl)
+        return lambda *jobs, **given: client.retain(*jobs, ttl=ttl, **given)
 
     _steer(ctx, verb, (), {"done"}, **given)
 
@@ -152,7 +152,7 @@ def reprioritise(ctx: click.Context, /, *, priority: int, **given: Any) -> None:
     """
 
     def verb(client: Client) -> Change:
-        return lambda *jobs: client.reprioritise(*jobs, priority=priority)
+        return lambda *jobs, **given: client.reprioritise(*jobs, priority=priority, **given)
 
     _steer(ctx, verb, LIVE, {"done"}, **given)
 
@@ -236,12 +236,13 @@ async def _change_all(
     client: Client, change: Change, asked: Mapping[str, Any], states: Sequence[JobState]
 ) -> Counter[str]:
     """Change what matches, page by page, and count the answers."""
-    asked = {**asked, "state": asked["state"] or tuple(states) or None}
+    given = asked["state"]
+    asked = {**asked, "state": given or tuple(states) or None}
     counts: Counter[str] = Counter()
     most = await _most(client, asked) if on_terminal() else 0
     with progress("jobs", most) as show:
         async for jobs in pages(client, asked, PAGE):
-            counts.update(map(str, await change(*jobs)))
+            counts.update(map(str, await change(*jobs, state=given)))
             show(counts.total())
     return counts
 

@@ -371,9 +371,12 @@ class Client(Lifecycle):
 
         The jobs are named by handles, or by what they have in common: ``state`` (else all live
         ones), ``queue``, ``task``, ``batch``, ``since``, ``until``. No live job of the filter is
-        left then that was there at the call; what is submitted meanwhile may stay.
+        left then that was there at the call; what is submitted meanwhile may stay. A ``state``
+        that is given, with handles as well, holds to the end: nothing is done to a job that has
+        left it by the time it is reached.
 
-        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``. Where an
+        Answers for each ``cancelled``, ``requested``, ``finished`` or ``not_found``, which also
+        means that it has left the ``state`` given, or that another job has its id now. Where an
         error is raised a part may have been done, and to do it again is safe.
 
         Raises:
@@ -524,13 +527,16 @@ class Client(Lifecycle):
 
     async def _changed(
         self,
-        edit: Callable[[tuple[JobRef, ...]], JobEdit],
+        edit: Callable[..., JobEdit],
         handles: Sequence[JobHandle[Any] | Job],
         filters: Filter,
         states: Sequence[JobState],
     ) -> list[EditStatus]:
         replies = await self._steering.change(edit, handles, filters, states)
         return [reply.status for reply in replies]
+
+    async def _status(self, handle: JobHandle[Any]) -> Job:
+        return view(own_record(handle, await self._record(handle.id, handle.queue)))
 
     async def _edit(self, edit: Edit) -> Sequence[EditReply]:
         return await self._ask(lambda: self._broker.edit(edit))

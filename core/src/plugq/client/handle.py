@@ -83,14 +83,16 @@ class JobHandle(Generic[R_co]):
 
         Raises:
             JobNotFound: it is not stored, or not any longer.
+            JobCancelled: it was cancelled, and its id was submitted again.
         """
-        return await self._client.get(self.id, queue=self.queue)
+        return await self._client._status(self)  # noqa: SLF001
 
     async def progress(self) -> Progress | None:
         """Return how far the job says that it is; ``None`` where it has said nothing.
 
         Raises:
             JobNotFound: it is not stored, or not any longer.
+            JobCancelled: it was cancelled, and its id was submitted again.
         """
         return (await self.status()).progress
 

@@ -96,8 +96,7 @@ class Requests:
 def _check_stored(jobs: Sequence[NewJob], replies: Sequence[SubmitReply]) -> None:
     """Raise for a call that was refused as a whole.
 
-    A queue that is drained is named first: beside it the answers of the others say only that
-    nothing was stored.
+    A queue that is drained is named first, since that is an operator's wish.
     """
     for status, reason in (
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence  # noqa: TC003 - as below
 from datetime import datetime  # noqa: TC003 - TypedDict keeps its annotations for readers
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import msgspec
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from plugq.protocols.edits import EditReply, JobEdit
     from plugq.protocols.storage import Page
 
-    #: Makes the change of the jobs that it is given.
-    MakeEdit = Callable[[tuple[JobRef, ...]], JobEdit]
+    #: Makes the change of the jobs that it is given, with the conditions as keywords.
+    MakeEdit = Callable[..., JobEdit]
+    #: A job and its place in the order of submission; 0 where that is not known.
+    _Named = tuple[JobRef, int]
 
 #: Jobs that are found and changed in one call.
 CHUNK = 1000
@@ -68,39 +71,41 @@ class Steering:
 
         ``states`` are those of a filter that says nothing about them. A job that matches from the
         call until it is reached is found; one that is submitted meanwhile may be. No handle and
-        no filter name no job.
+        no filter name no job. Where a ``state`` is given, with handles as well, nothing is done to
+        a job that is in another one when it is reached.
 
         Raises:
-            InvalidJob: both are given, or one can not be.
+            InvalidJob: handles and a filter but ``state`` are given, or one can not be.
         """
-        refs = refs_of(handles)
+        named = named_by(handles)
         query = query_of(filters, limit=CHUNK)
         given = {name: value for name, value in filters.items() if value is not None}
-        if refs and given:
+        if named and (given.keys() - {"state"} or not given.get("state", True)):
             raise InvalidJob(f"give handles or a filter, not both; the filter is {_said(given)}")
+        make = partial(make, states=query.states)
         replies: list[EditReply] = []
-        if refs:
-            for start in range(0, len(refs), CHUNK):
-                replies += await self._edit(make(refs[start : start + CHUNK]))
+        if named:
+            for start in range(0, len(named), CHUNK):
+                replies += await self._edit(_of(make, named[start : start + CHUNK]))
         # An empty list of states lets no job through, while for a search it is all of them.
         elif given and given.get("state", True):
             if not query.states:
                 query = msgspec.structs.replace(query, states=tuple(states))
             async with contextlib.aclosing(self._found(query)) as walk:
                 async for found in walk:
-                    replies += await self._edit(make(found))
+                    replies += await self._edit(_of(make, found))
         return replies
 
-    async def _found(self, query: FindQuery) -> AsyncGenerator[tuple[JobRef, ...], None]:
+    async def _found(self, query: FindQuery) -> AsyncGenerator[Sequence[_Named], None]:
         """Walk through what matches, so many at a time; pages may be short or empty."""
-        found: list[JobRef] = []
+        found: list[_Named] = []
         cursor: str | None = None
         while True:
             page = await self._find(_at(query, cursor))
-            found += [JobRef(job.queue, job.id) for job in page.jobs]
+            found += [(JobRef(job.queue, job.id), job.sequence) for job in page.jobs]
             cursor = page.cursor
             while len(found) >= CHUNK or (found and cursor is None):
-                yield tuple(found[:CHUNK])
+                yield found[:CHUNK]
                 del found[:CHUNK]
             if cursor is None:
                 return
@@ -132,7 +137,7 @@ def query_of(filters: Filter, *, limit: int, cursor: str | None = None) -> FindQ
     )
 
 
-def refs_of(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:
+def named_by(handles: Sequence[JobHandle[Any] | Job]) -> list[_Named]:
     """Return which jobs are named.
 
     Raises:
@@ -141,7 +146,7 @@ def refs_of(handles: Sequence[JobHandle[Any] | Job]) -> tuple[JobRef, ...]:
     for handle in handles:
         if not isinstance(handle, JobHandle | Job):
             raise InvalidJob(f"expected handles or jobs, got {handle!r}")
-    return tuple(JobRef(handle.queue, handle.id) for handle in handles)
+    return [(JobRef(handle.queue, handle.id), handle.sequence) for handle in handles]
 
 
 def ttl_of(value: Duration | Literal["forever"] | None) -> float | None:
@@ -156,6 +161,11 @@ def ttl_of(value: Duration | Literal["forever"] | None) -> float | None:
         return seconds(value, name="ttl")
     except (TypeError, ValueError) as error:
         raise InvalidJob(str(error)) from error
+
+
+def _of(make: MakeEdit, named: Sequence[_Named]) -> JobEdit:
+    refs, sequences = zip(*named, strict=True)
+    return make(refs, sequences=sequences)
 
 
 def _moment(name: str, value: datetime | None) -> float | None:
@@ -181,4 +191,4 @@ def _state(name: JobState | str) -> JobState:
         raise InvalidJob(f"state: {name!r} is none; use one of {known}") from None
 
 
-__all__ = ["CHUNK", "LIVE", "Filter", "Steering", "query_of", "refs_of", "ttl_of"]
+__all__ = ["CHUNK", "LIVE", "Filter", "Steering", "named_by", "query_of", "ttl_of"]

@@ -40,10 +40,15 @@ class AttemptError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it stood in the storage at the moment of the call."""
+    """A job as it stood in the storage at the moment of the call.
+
+    ``sequence`` is its place in the order of submission. No other job has it, ever, while the id
+    may be that of another job later.
+    """
 
     queue: str
     id: str
+    sequence: int
     task: str
     state: JobState
     priority: int
@@ -85,6 +90,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One queue: its jobs by state, its cumulative totals, and how long its oldest job waits.
 
+    ``oldest`` is the time since that job was due, of those that wait neither for their time nor
+    behind their lane; a pause or a limit of the queue may still keep it from starting.
     ``run_time`` and ``rate`` are those of its tasks together, see :class:`TaskInfo`.
     """
 
@@ -155,6 +162,7 @@ def view(record: JobRecord) -> Job:
     return Job(
         queue=record.queue,
         id=record.id,
+        sequence=record.sequence,
         task=record.task,
         state=record.state,
         priority=record.priority,

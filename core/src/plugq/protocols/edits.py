@@ -9,25 +9,37 @@ import msgspec
 from plugq.job import JobRef, JobState
 
 
-class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs an edit means, beside their ids; compared in the same step as the change.
+
+    ``sequences`` are those of the jobs, in the order of the references; 0, or none at all, means
+    whichever job has the id. ``states`` are those in which a job may be, by what readers see;
+    none at all means any. A job of another sequence or in another state is ``NOT_FOUND``.
+    """
+
+    sequences: tuple[int, ...] = ()
+    states: tuple[JobState, ...] = ()
+
+
+class Cancel(Conditions, frozen=True, tag="cancel"):
     """Cancel waiting jobs at once; ask the workers of running ones to stop."""
 
     refs: tuple[JobRef, ...]
 
 
-class Redrive(msgspec.Struct, frozen=True, tag="redrive"):
+class Redrive(Conditions, frozen=True, tag="redrive"):
     """Queue failed, cancelled and skipped jobs again, with all their attempts given back."""
 
     refs: tuple[JobRef, ...]
 
 
-class Purge(msgspec.Struct, frozen=True, tag="purge"):
+class Purge(Conditions, frozen=True, tag="purge"):
     """Remove final jobs before their retention passes."""
 
     refs: tuple[JobRef, ...]
 
 
-class Retain(msgspec.Struct, frozen=True, tag="retain"):
+class Retain(Conditions, frozen=True, tag="retain"):
     """Keep jobs and their results for another time; ``None`` means for ever.
 
     A live job takes ``ttl`` in place of its ``result_ttl`` and its ``failure_ttl``. A final one,
@@ -39,7 +51,7 @@ class Retain(msgspec.Struct, frozen=True, tag="retain"):
     ttl: float | None
 
 
-class Reprioritise(msgspec.Struct, frozen=True, tag="reprioritise"):
+class Reprioritise(Conditions, frozen=True, tag="reprioritise"):
     """Give live jobs another priority; one that runs has it when it is queued again.
 
     The rest of the key by which a queue is ordered, ready time and sequence, stays.
@@ -102,6 +114,7 @@ class EditStatus(enum.StrEnum):
     REQUESTED = "requested"
     #: Nothing to do: the job is final already.
     FINISHED = "finished"
+    #: There is no such job, or the one there is does not meet the conditions of the edit.
     NOT_FOUND = "not_found"
     #: The state of the job forbids it, or another job holds its unique key.
     CONFLICT = "conflict"
@@ -119,6 +132,7 @@ class EditReply(msgspec.Struct, frozen=True, array_like=True):
 
 __all__ = [
     "Cancel",
+    "Conditions",
     "Configure",
     "Drain",
     "Edit",

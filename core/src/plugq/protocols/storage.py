@@ -100,10 +100,13 @@ class SubmitStatus(enum.StrEnum):
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
-    #: The queue is at its ``max_length``; nothing of the call was stored.
+    #: The queue has not the room for its jobs of the call under ``max_length``; nothing of the
+    #: call was stored.
     FULL = "full"
     #: The queue is being drained; nothing of the call was stored.
     DRAINING = "draining"
+    #: Another queue of the call is full or being drained; nothing of the call was stored.
+    REFUSED = "refused"
     #: ``not_after`` has passed.
     LATE = "late"
 
@@ -292,7 +295,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SweepReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What was moved, and in how many seconds the next call has work; 0 when some was left."""
+    """What was moved, and in how many seconds the next call has work; 0 when some was left.
+
+    Work is what makes jobs move: due jobs, lapsed leases, deadlines, retention. Parked queues and
+    lanes, states of budgets and counts of batches are looked after by whichever sweep comes next
+    and call for none: ``next_in`` may be ``None`` or later while some of them are due.
+    """
 
     changes: tuple[Change, ...] = ()
     next_in: float | None = None
@@ -347,8 +355,9 @@ class TaskStats(msgspec.Struct, frozen=True, kw_only=True):
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     """One queue: whether it is paused or drained, and the age in seconds of its oldest ready job.
 
-    A job is ready that only a free worker is missing for: none that waits for its time or behind
-    its lane. ``oldest`` counts from its ready time.
+    A job is ready that stands in the ready order: none that waits for its time, or in a lane that
+    is busy or parked. A pause, ``max_running`` or a limit of the whole queue may still keep it from
+    starting now. ``oldest`` counts from its ready time.
     """
 
     queue: str

@@ -70,13 +70,15 @@ def _edit_jobs(tx: Transaction, change: JobEdit) -> list[EditReply]:
     replies: list[EditReply] = []
     seen: set[JobRef] = set()
     moved: list[Row] = []
-    for ref, row in zip(change.refs, rows_by_ref(tx, change.refs), strict=True):
+    sequences = change.sequences or (0,) * len(change.refs)
+    rows = rows_by_ref(tx, change.refs)
+    for ref, sequence, row in zip(change.refs, sequences, rows, strict=True):
         if ref in seen:
             # A job that is named twice is looked at again as the first time left it.
             _write(tx, change, moved)
             row = rows_by_ref(tx, [ref])[0]  # noqa: PLW2901
         seen.add(ref)
-        if row is None or _expired(row, tx.now):
+        if row is None or not _meant(change, sequence, row, tx.now):
             replies.append(_NOT_FOUND)
         else:
             status, state = _change(tx, change, ref, row, moved)
@@ -108,6 +110,13 @@ def _write(tx: Transaction, change: JobEdit, moved: list[Row]) -> None:
     else:
         remove(tx, moved)
     moved.clear()
+
+
+def _meant(change: JobEdit, sequence: int, row: Row, now: float) -> bool:
+    """Return whether the row is still there for the edit and is the one that it means."""
+    if _expired(row, now) or sequence not in {0, row.seq}:
+        return False
+    return not change.states or _shown(row, now) in change.states
 
 
 def _expired(row: Row, now: float) -> bool:

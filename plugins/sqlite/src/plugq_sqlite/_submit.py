@@ -93,7 +93,8 @@ class _Submission:
         self.gone: list[Row] = []
         self.lengths: dict[int, int] = {}
         self.sequence: int = tx.sequence
-        self.refused = False
+        self.full: set[int] = set()
+        self.draining = False
 
     def _stored_ids(self) -> dict[tuple[int, str], _Holder]:
         keys = [(queue.id, job.id) for queue, job in zip(self.queues, self.jobs, strict=True)]
@@ -130,10 +131,10 @@ class _Submission:
         ]
         # Whatever becomes of the call: what has expired is not there any more.
         remove(self.tx, self.gone)
-        if self.refused:
+        if self.full or self.draining:
             # A reply that names a job of this very call stands for nothing that is stored.
             return [
-                _refusal(job, queue)
+                self._refusal(job, queue)
                 if reply is None or reply.sequence > self.tx.sequence
                 else reply
                 for job, queue, reply in zip(self.jobs, self.queues, replies, strict=True)
@@ -176,8 +177,9 @@ class _Submission:
             length = self.lengths.get(queue.id)
             length = tx.waiting(queue.id) if length is None else length
             self.lengths[queue.id] = length + 1
-            self.refused = self.refused or length >= queue.max_length
-        self.refused = self.refused or bool(queue.draining)
+            if length >= queue.max_length:
+                self.full.add(queue.id)
+        self.draining = self.draining or bool(queue.draining)
         ready_at = tx.now + job.delay if job.run_at is None else max(tx.now, job.run_at)
         state = DELAYED if ready_at > tx.now else QUEUED
         self.sequence += 1
@@ -186,6 +188,12 @@ class _Submission:
         self.ids[queue.id, job.id] = holder
         if job.unique is not None:
             self.keys[queue.id, job.unique.key] = holder
+
+    def _refusal(self, job: NewJob, queue: Queue) -> SubmitReply:
+        status = SubmitStatus.FULL if queue.id in self.full else SubmitStatus.REFUSED
+        if queue.draining:
+            status = SubmitStatus.DRAINING
+        return SubmitReply(status, job.id, JobState.QUEUED)
 
     def _write(self) -> None:
         tx = self.tx
@@ -286,11 +294,6 @@ def _standing(status: SubmitStatus, holder: _Holder, now: float) -> SubmitReply:
         holder.seq,
         holder.generation,
     )
-
-
-def _refusal(job: NewJob, queue: Queue) -> SubmitReply:
-    status = SubmitStatus.DRAINING if queue.draining else SubmitStatus.FULL
-    return SubmitReply(status, job.id, JobState.QUEUED)
 
 
 def _accepted(new: _New) -> SubmitReply:

@@ -61,6 +61,7 @@ from plugq.protocols import (
     SweepReply,
     SweepRequest,
 )
+from plugq.protocols.edits import JobEdit
 from plugq.testing import StorageContract
 
 replace = msgspec.structs.replace
@@ -87,6 +88,19 @@ class AcceptsWithoutStoring(MemoryStorage):
         return [
             replace(reply, status=SubmitStatus.ACCEPTED)
             if reply.status is SubmitStatus.FULL
+            else reply
+            for reply in replies
+        ]
+
+
+class BlamesEveryQueue(MemoryStorage):
+    """Of a call that is refused each job is told that its own queue is full."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        replies = await super().submit(jobs)
+        return [
+            replace(reply, status=SubmitStatus.FULL)
+            if reply.status is SubmitStatus.REFUSED
             else reply
             for reply in replies
         ]
@@ -145,6 +159,22 @@ class GrantsMoreToARepeatedClaim(MemoryStorage):
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         self._number += 1
         return await super().claim(replace(request, number=self._number))
+
+
+class EditsWhoeverHasTheId(MemoryStorage):
+    """An edit is made to the job that has the id now."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        return await super().edit(
+            replace(edit, sequences=()) if isinstance(edit, JobEdit) else edit
+        )
+
+
+class EditsInAnyState(MemoryStorage):
+    """An edit is made to jobs that have moved on."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        return await super().edit(replace(edit, states=()) if isinstance(edit, JobEdit) else edit)
 
 
 class IgnoresTheTokenOnSettle(MemoryStorage):
@@ -1105,6 +1135,10 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "concurrent_claims_give_each_job_to_one",
     ),
     AcceptsWithoutStoring: ("a_full_queue_refuses_the_whole_call",),
+    BlamesEveryQueue: (
+        "a_full_queue_refuses_the_whole_call",
+        "a_drained_queue_takes_nothing_new",
+    ),
     StoresHalfOfAFullCall: ("a_full_queue_refuses_the_whole_call",),
     RevivesTheCancelled: ("the_same_submission_of_a_cancelled_job_opens_no_generation",),
     ForgetsUniqueKeys: (
@@ -1119,6 +1153,8 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "a_repeated_claim_gives_the_same_leases",
         "a_claim_sent_twice_at_once_is_granted_once",
     ),
+    EditsWhoeverHasTheId: ("an_edit_means_one_job_of_an_id",),
+    EditsInAnyState: ("an_edit_means_jobs_in_some_states",),
     IgnoresTheTokenOnSettle: (
         "a_stale_token_is_refused_while_the_job_runs_elsewhere",
         "a_token_that_was_never_granted_is_refused",
@@ -1181,7 +1217,10 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     ClaimsOfNothingCountAsIdle: ("a_claim_of_nothing_registers_nobody",),
     WakesForWhatAClaimWants: ("what_a_claim_wants_is_left_to_it",),
     WakesAllForAQueue: ("a_queue_that_is_let_in_wakes_one_peer",),
-    LeavesTheRestOfABudget: ("a_full_claim_that_leaves_budget_wakes_one_peer",),
+    LeavesTheRestOfABudget: (
+        "a_full_claim_that_leaves_budget_wakes_one_peer",
+        "as_many_peers_wake_as_a_lane_may_run",
+    ),
     IgnoresThePriority: ("a_higher_priority_comes_first",),
     Reorders: (
         "jobs_of_one_priority_run_in_the_order_of_submission",

@@ -355,6 +355,29 @@ class Parks(Contract):
             await ear.hears_wake()
 
     @_push
+    async def test_as_many_peers_wake_as_a_lane_may_run(self) -> None:
+        """At once, or for each as soon as a claim has taken the one before it."""
+        async with (
+            self.scene() as scene,
+            scene.listen("p1") as one,
+            scene.listen("p2") as two,
+            scene.listen("p3") as three,
+        ):
+            ears = (one, two, three)
+            await limit_starts(scene, lanes=True, lane_max_running=2)
+            for ear in ears:
+                await scene.ask(1, peer=ear.peer, worker=ear.peer)
+            await scene.submit("a1", "a2", "a3", lane="a")
+            assert ids_of(await spend(scene, "a", limit=1)) == ["a1"]
+            for ear in ears:
+                await ear.catch_up()
+            assert sum(ear.wakes() for ear in ears) == 2
+            assert ids_of(await spend(scene, "a", limit=1)) == ["a2"]
+            for ear in ears:
+                await ear.catch_up()
+            assert sum(ear.wakes() for ear in ears) == 2
+
+    @_push
     async def test_what_a_claim_wants_is_left_to_it(self) -> None:
         """It comes again at once; should it not, a sweep wakes others."""
         async with self.scene() as scene, scene.listen("p") as ear:

@@ -20,6 +20,62 @@ from plugq.testing.contract.scene import Contract
 class Steering(Contract):
     """What an operator does to whole queues, and is told of single jobs."""
 
+    async def test_an_edit_means_one_job_of_an_id(self) -> None:
+        """Not the one that came after it: neither a new generation nor one after a purge."""
+        async with self.scene() as scene:
+            await scene.bring("b", JobState.SUCCEEDED)
+            purged = (await scene.show("b")).sequence
+            await scene.purge("b")
+            await scene.bring("b", JobState.FAILED)
+            (former,) = await scene.submit("a")
+            await scene.cancel("a")
+            (again,) = await scene.submit("a")
+            refs = (*scene.refs("a"), *scene.refs("b"))
+            before = [await scene.show(id) for id in "ab"]
+            stale = (former.sequence, purged)
+            for edit in (
+                Cancel(refs, sequences=stale),
+                Redrive(refs, sequences=stale),
+                Purge(refs, sequences=stale),
+                Retain(refs, 5.0, sequences=stale),
+                Reprioritise(refs, 9, sequences=stale),
+            ):
+                replies = await scene.storage.edit(edit)
+                assert list(replies) == [EditReply(EditStatus.NOT_FOUND)] * 2
+            assert [await scene.show(id) for id in "ab"] == before
+            replies = await scene.storage.edit(Cancel(refs, sequences=(again.sequence, 0)))
+            assert [reply.status for reply in replies] == [EditStatus.DONE, EditStatus.FINISHED]
+
+    async def test_an_edit_means_jobs_in_some_states(self) -> None:
+        """Those that have left them by then stay as they are."""
+        async with self.scene() as scene:
+            states = (JobState.FAILED, JobState.RUNNING, JobState.DELAYED, JobState.QUEUED)
+            ids = tuple(map(str, states))
+            for state in states:
+                await scene.bring(str(state), state)
+            refs = tuple(scene.refs(*ids))
+            before = {id: await scene.show(id) for id in ids}
+            other = (JobState.SUCCEEDED, JobState.CANCELLED)
+            for edit in (
+                Cancel(refs, states=other),
+                Redrive(refs, states=other),
+                Purge(refs, states=other),
+                Retain(refs, 5.0, states=other),
+                Reprioritise(refs, 9, states=other),
+            ):
+                replies = await scene.storage.edit(edit)
+                assert list(replies) == [EditReply(EditStatus.NOT_FOUND)] * 4
+            assert {id: await scene.show(id) for id in ids} == before
+            waiting = (JobState.QUEUED, JobState.DELAYED)
+            replies = await scene.storage.edit(Cancel(refs, states=waiting))
+            assert [reply.status for reply in replies] == [
+                EditStatus.NOT_FOUND,
+                EditStatus.NOT_FOUND,
+                EditStatus.DONE,
+                EditStatus.DONE,
+            ]
+            assert not (await scene.show("running")).cancel_requested
+
     async def test_a_drained_queue_takes_nothing_new(self) -> None:
         """Nothing of the call is stored, also of its jobs for other queues."""
         async with self.scene() as scene:
@@ -28,7 +84,7 @@ class Steering(Contract):
                 scene.job("a"), scene.job("b", delay=60.0), scene.job("c", queue="other")
             )
             assert replies[0].status is replies[1].status is SubmitStatus.DRAINING
-            assert replies[2].status is not SubmitStatus.ACCEPTED
+            assert replies[2].status is SubmitStatus.REFUSED
             assert [await scene.look(id) for id in "ab"] == [None, None]
             assert await scene.look("c", "other") is None
             assert (await scene.send(scene.job("c", queue="other")))[0].status == "accepted"

@@ -13,6 +13,7 @@ from plugq.testing.contract.scene import STATES, Contract
 _ACCEPTED = SubmitStatus.ACCEPTED
 _DUPLICATE = SubmitStatus.DUPLICATE
 _FULL = SubmitStatus.FULL
+_REFUSED = SubmitStatus.REFUSED
 _LATE = SubmitStatus.LATE
 
 
@@ -178,7 +179,7 @@ class Submission(Contract):
             assert other.status is _DUPLICATE
 
     async def test_a_full_queue_refuses_the_whole_call(self) -> None:
-        """Nothing of it is stored, in no queue; what would have been stored is answered full."""
+        """Nothing of it is stored, in no queue; only the jobs of that queue are answered full."""
         async with self.scene() as scene:
             await scene.configure(max_length=3)
             await scene.submit("a", "b")
@@ -188,7 +189,7 @@ class Submission(Contract):
                 scene.job("free", queue="other"),
                 scene.job("d"),
             )
-            assert [reply.status for reply in replies] == [_DUPLICATE, _FULL, _FULL, _FULL]
+            assert [reply.status for reply in replies] == [_DUPLICATE, _FULL, _REFUSED, _FULL]
             assert await scene.look("c") is await scene.look("d") is None
             assert await scene.look("free", "other") is None
             await scene.submit("c")
