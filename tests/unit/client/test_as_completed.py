@@ -273,6 +273,36 @@ async def test_what_was_yielded_answers_after_the_client_has_stopped() -> None:
         await anext(iterator)
 
 
+async def test_a_loop_that_begins_after_the_client_has_stopped_is_refused() -> None:
+    one, store = client()
+    await one.start()
+    handle = await one.submit(plugq.job("t"), id="a")
+    iterator = one.as_completed([handle])
+    await one.stop()
+    tasks = asyncio.all_tasks()
+    with pytest.raises(plugq.Unavailable, match="was stopped before the wait began"):
+        await anext(iterator)
+    assert asyncio.all_tasks() == tasks
+    assert one.state()["waiters"]["waiting"] == 0
+    # Started anew it can be waited for again.
+    async with one:
+        await end(store, "a")
+        assert [done.id async for done in one.as_completed([handle])] == ["a"]
+
+
+async def test_who_comes_while_the_client_stops_is_refused() -> None:
+    one, _ = client()
+    await one.start()
+    handle = await one.submit(plugq.job("t"), id="a")
+    iterator = one.as_completed([handle])
+    stopping = asyncio.create_task(one.stop())
+    while one.started:
+        await asyncio.sleep(0)
+    with pytest.raises(plugq.Unavailable):
+        await anext(iterator)
+    await stopping
+
+
 async def test_only_handles_can_be_waited_for() -> None:
     one, _ = client()
     with pytest.raises(plugq.Unavailable, match="not started"):

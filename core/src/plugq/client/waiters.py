@@ -93,15 +93,18 @@ class Waiters:
         self._kick = asyncio.Event()
         self._supervisor = Supervisor(clock)
         self._unsubscribe: Callable[[], None] | None = None
+        self._started = False
 
     def start(self) -> None:
         """Listen for notices."""
+        self._started = True
         # Of this start's loop, which may be another than that of the one before.
         self._kick = asyncio.Event()
         self._unsubscribe = self._broker.subscribe(self._noticed)
 
     async def stop(self) -> None:
-        """End every wait with ``Unavailable``."""
+        """End every wait with ``Unavailable``, and refuse others from now on."""
+        self._started = False
         if self._unsubscribe is not None:
             self._unsubscribe()
         await self._supervisor.stop()
@@ -125,7 +128,12 @@ class Waiters:
 
         They are given out in the order in which their ends are seen, those that are seen in one
         look in the order in which they ended.
+
+        Raises:
+            Unavailable: the client is not started, or was stopped meanwhile.
         """
+        if not self._started:
+            raise Unavailable("the client is not started, or was stopped before the wait began")
         endings = Endings()
         waits = [Wait(ref, sequence, endings) for ref, sequence in jobs]
         for wait in waits:
