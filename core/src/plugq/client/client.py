@@ -458,7 +458,8 @@ class Client(Lifecycle):
 
         It gives a ``JobEvent`` for each event that fits, and a ``Resync`` wherever events may be
         missing. Events of one job may overtake each other where several processes tell them; their
-        ``at`` orders them.
+        ``at`` orders them. ``async with`` and ``aclose()`` leave it at once; an ``async for`` that
+        is left otherwise goes on hearing until nobody refers to the stream any more.
 
         Raises:
             InvalidJob: one of the kinds is none.
