@@ -163,8 +163,13 @@ async def test_an_operators_changes_and_the_processes_are_heard(deployment: Depl
                     return event
 
         async with plugq.Worker(app, assembly=assembled) as worker:
-            assert (await hear("worker_started")).worker == worker.id
+            name = (await hear("worker_started")).worker
+            assert name == worker.state()["worker"]
+            assert name.startswith(f"{worker.id}-")
+            while name not in {one.id for one in await client.workers()}:
+                await asyncio.sleep(0)
             job = await client.submit(broken.job())
+            assert (await hear("started")).worker == name
             await hear("failed")
             await client.queues.pause("default")
             await client.retry(await job.status())
@@ -175,7 +180,7 @@ async def test_an_operators_changes_and_the_processes_are_heard(deployment: Depl
             assert (await hear("removed")).id == job.id
             await client.queues.resume("default")
             assert (await hear("queue_resumed")).queue == "default"
-        assert (await hear("worker_stopped")).worker == worker.id
+        assert (await hear("worker_stopped")).worker == name
         await hear("broker_stopped")
     told = {event.kind for event in heard if isinstance(event, JobEvent)}
     assert told >= {EventKind.BROKER_STARTED, EventKind.QUEUE_PAUSED, EventKind.CANCELLED}

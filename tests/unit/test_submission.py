@@ -126,6 +126,30 @@ def test_a_lane_and_a_key_may_be_functions_of_the_arguments() -> None:
     assert submitter(tasks=table).prepare(charge.job("a"), ask({})).lane == "theirs"
 
 
+def test_an_explicit_none_is_no_key_whatever_the_request_or_the_task_says() -> None:
+    key = plugq.Unique.until_finished("k")
+    computed, plain = Tasks(), Tasks()
+
+    @computed.task("t", unique=lambda: key)
+    async def by_function() -> None:
+        pass
+
+    @plain.task("t", unique=key)
+    async def by_value() -> None:
+        pass
+
+    for task in (by_function, by_value):
+        one = submitter()
+        assert one.prepare(task.job(), ask({})).unique is not None
+        assert one.prepare(task.job(), ask({"unique": None})).unique is None
+        assert one.prepare(task.job().options(unique=None), ask({})).unique is None
+        # What a call says counts before what its request does.
+        again = one.prepare(task.job().options(unique=None), ask({"unique": key}))
+        assert again.unique is not None
+        asked = task.job().options(unique=key)
+        assert one.prepare(asked, ask({"unique": None})).unique is None
+
+
 def test_a_function_that_fails_or_gives_no_text_is_named() -> None:
     tasks = Tasks()
 

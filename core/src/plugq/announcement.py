@@ -197,7 +197,7 @@ def _options(task: Task[Any, Any]) -> _Options:
     if "retry" in given:
         given["retry"] = given["retry"].terms()
     unique = task.asked.unique
-    if unique is not None and task.unique is None:
+    if isinstance(unique, Unique) and task.unique is None:
         given["unique"] = _Unique(unique.mode, unique.key, unique.ttl)
     return _Options(
         **given,

@@ -30,7 +30,8 @@ class Priority:
 class Unique(msgspec.Struct, frozen=True):
     """Keeps at most one job per key in its queue; a later submission is a duplicate of the holder.
 
-    Without a key it is made of the task and its arguments.
+    Without a key it is made of the task and its arguments. An explicit ``unique=None`` asks for no
+    key, whatever the request or the task says.
     """
 
     mode: UniqueMode
@@ -86,7 +87,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     run_at: float | None = None
     deadline_at: float | None = None
     batch: str | None = None
-    unique: Unique | None = None
+    #: ``None`` is none at all, unset is inherited.
+    unique: Unique | msgspec.UnsetType | None = msgspec.UNSET
 
     def over(self, other: Asked) -> Asked:
         """Return these options with the other's where these leave them open."""
@@ -114,7 +116,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             run_at=run_at,
             deadline_at=deadline_at,
             batch=self.batch if self.batch is not None else other.batch,
-            unique=self.unique if self.unique is not None else other.unique,
+            unique=other.unique if self.unique is msgspec.UNSET else self.unique,
         )
 
 

@@ -196,24 +196,21 @@ class Submitter:
     def _unique(
         self,
         request: JobRequest[Any],
-        asked: Unique | None,
+        asked: Unique | msgspec.UnsetType | None,
         announced: Announced | None,
     ) -> UniqueKey | None:
         task = request.task
         unique = asked
-        if unique is None and announced is not None:
+        if unique is msgspec.UNSET and announced is not None:
             if announced.unique_computed:
                 raise InvalidJob(_UNKNOWABLE.format("unique", request.task_name, "unique=…"))
             unique = announced.asked.unique
-        if unique is None and task is not None:
-            unique = (
-                task.asked.unique
-                if task.unique is None
-                else _evaluate(task.unique, "unique", request)
-            )
-            if unique is not None and task.unique is not None:
-                unique = _evaluated("unique", unique)
-        if unique is None:
+        if unique is msgspec.UNSET and task is not None:
+            if task.unique is None:
+                unique = task.asked.unique
+            else:
+                unique = _evaluated("unique", _evaluate(task.unique, "unique", request))
+        if unique is None or unique is msgspec.UNSET:
             return None
         key = unique.key if unique.key is not None else _fingerprint(request)
         return UniqueKey(unique.mode, key, unique.ttl)

@@ -156,7 +156,8 @@ async def test_a_unique_key_that_is_a_function_has_to_be_given() -> None:
         with pytest.raises(plugq.InvalidJob, match=r"unique: task 't' makes it .* give unique=…"):
             await client.submit(plugq.job("t", 1))
         await client.submit(plugq.job("t", 1), unique=plugq.Unique.until_finished("k"))
-    assert [job.unique and job.unique.key for job in world.store.jobs] == ["k"]
+        await client.submit(plugq.job("t", 1), unique=None)
+    assert [job.unique and job.unique.key for job in world.store.jobs] == ["k", None]
 
 
 async def test_a_unique_mode_that_is_announced_makes_duplicates() -> None:

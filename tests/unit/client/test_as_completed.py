@@ -164,6 +164,45 @@ async def test_a_retry_makes_a_handle_that_was_yielded_look_again() -> None:
                 await done.result(0.01)
 
 
+@pytest.mark.parametrize("by_filter", [False, True])
+async def test_a_retry_that_names_no_handle_makes_those_that_failed_look_again(
+    *, by_filter: bool
+) -> None:
+    one, store = client()
+    async with one:
+        failed, done = [await one.submit(plugq.job("t"), id=id, batch="b") for id in "ab"]
+        await end(store, "a", outcome=Outcome.FAIL)
+        await end(store, "b")
+        assert len([handle async for handle in one.as_completed([failed, done])]) == 2
+        if by_filter:
+            assert await one.retry(batch="b") == ["done"]
+        else:
+            assert await one.retry(await failed.status()) == ["done"]
+        looks = store.looks
+        assert await done.result() == "done"
+        assert store.looks == looks
+        await end(store, "a")
+        assert await failed.result() == "done"
+
+
+async def test_an_end_that_was_seen_during_a_retry_is_not_kept() -> None:
+    one, store = client()
+    async with one:
+        handle = await one.submit(plugq.job("t"), id="a")
+        await end(store, "a", outcome=Outcome.FAIL)
+        edit = store.edit
+        seen: list[plugq.JobHandle[Any]] = []
+
+        async def slow(change: Any) -> Any:
+            seen.extend([done async for done in one.as_completed([handle])])
+            return await edit(change)
+
+        store.edit = slow  # type: ignore[assignment, method-assign]
+        assert await one.retry(queue="default") == ["done"]
+        await end(store, "a")
+        assert await seen[0].result() == "done"
+
+
 async def test_a_timeout_says_how_many_are_left_and_lets_them_go_on() -> None:
     one, store = client()
     async with one:
@@ -271,6 +310,36 @@ async def test_what_was_yielded_answers_after_the_client_has_stopped() -> None:
     assert [await first.result(), await second.result()] == ["done", "done"]
     with pytest.raises(plugq.Unavailable, match="stopped"):
         await anext(iterator)
+
+
+async def test_a_loop_that_begins_after_the_client_has_stopped_is_refused() -> None:
+    one, store = client()
+    await one.start()
+    handle = await one.submit(plugq.job("t"), id="a")
+    iterator = one.as_completed([handle])
+    await one.stop()
+    tasks = asyncio.all_tasks()
+    with pytest.raises(plugq.Unavailable, match="was stopped before the wait began"):
+        await anext(iterator)
+    assert asyncio.all_tasks() == tasks
+    assert one.state()["waiters"]["waiting"] == 0
+    # Started anew it can be waited for again.
+    async with one:
+        await end(store, "a")
+        assert [done.id async for done in one.as_completed([handle])] == ["a"]
+
+
+async def test_who_comes_while_the_client_stops_is_refused() -> None:
+    one, _ = client()
+    await one.start()
+    handle = await one.submit(plugq.job("t"), id="a")
+    iterator = one.as_completed([handle])
+    stopping = asyncio.create_task(one.stop())
+    while one.started:
+        await asyncio.sleep(0)
+    with pytest.raises(plugq.Unavailable):
+        await anext(iterator)
+    await stopping
 
 
 async def test_only_handles_can_be_waited_for() -> None:

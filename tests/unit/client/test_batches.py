@@ -13,7 +13,7 @@ import pytest
 import plugq
 from plugq.assembly import Assembly
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
-from plugq.client.holds import HOLD_TTL, RENEWAL, register_of
+from plugq.client.holds import HOLD_TTL, LONGEST_PAUSE, RENEWAL, register_of
 from plugq.errors import OutcomeUnknown, Unavailable
 from plugq.job import JobState, Outcome
 from plugq.protocols import (
@@ -180,6 +180,8 @@ async def test_who_fills_a_batch_can_not_wait_for_it_inside_of_the_block() -> No
         async with one.batch("b") as batch:
             with pytest.raises(plugq.Conflict, match="is held open here; wait for it after the"):
                 await batch.wait()
+            with pytest.raises(plugq.Conflict, match="is held open here; wait for it after the"):
+                await one.batch("b").wait()
             # Another task may.
             waiting = asyncio.create_task(batch.wait())
             await started(store, 1)
@@ -286,6 +288,66 @@ async def test_a_filler_that_dies_is_not_kept_alive_by_the_others() -> None:
                 while max(holders(store).values()) == until:
                     await asyncio.sleep(0)
         assert await one.batch("b").wait() == only(succeeded=1)
+
+
+async def test_a_hold_outlives_an_outage_of_the_storage() -> None:
+    clock = ManualClock()
+    store = a_store(clock)
+    load = store.load
+
+    async def fail(keys: Any) -> Any:
+        raise plugq.PlugqError("gone")
+
+    async with client(store, clock) as one, one.batch("b"):
+        until = max(holders(store).values())
+        store.load = fail  # type: ignore[method-assign]
+        while clock.sleeping < 1:
+            await asyncio.sleep(0)
+        clock.advance(RENEWAL)
+        # What is left of its term is used up, but for what a few pauses need.
+        for _ in range(5):
+            while clock.sleeping < 1:
+                await asyncio.sleep(0)
+            clock.advance(LONGEST_PAUSE)
+        clock.advance(HOLD_TTL - RENEWAL - 7 * LONGEST_PAUSE)
+        while clock.sleeping < 1:
+            await asyncio.sleep(0)
+        store.load = load  # type: ignore[method-assign]
+        clock.advance(LONGEST_PAUSE)
+        while max(holders(store).values()) == until:
+            await asyncio.sleep(0)
+        assert clock.time() < until
+
+
+async def test_a_hold_that_lapsed_is_said_and_taken_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = ManualClock()
+    store = a_store(clock)
+    async with client(store, clock) as one, client(store, clock) as other:
+        async with one.batch("b"):
+            while clock.sleeping < 1:
+                await asyncio.sleep(0)
+            # As after a loop that was blocked.
+            clock.advance(HOLD_TTL + 5)
+            while "batch 'b' was not held open for 5 s, and may have looked" not in caplog.text:
+                await asyncio.sleep(0)
+            while not any(until > clock.time() for until in holders(store).values()):
+                await asyncio.sleep(0)
+            waiting = asyncio.create_task(other.batch("b").wait())
+            await started(store, 1)
+            assert not waiting.done()
+            caplog.clear()
+            # Nobody looks until the block is over, and the loop of renewals comes too late.
+            await one._batches.holds._supervisor.stop()
+            clock.advance(HOLD_TTL + 7)
+        assert "batch 'b' was not held open for 7 s, and may have looked" in caplog.text
+        with pytest.raises(plugq.JobNotFound):
+            await waiting
+        caplog.clear()
+        async with one.batch("b"):
+            pass
+        assert caplog.text == ""
 
 
 async def test_what_was_submitted_before_a_batch_was_let_go_is_in_the_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -116,6 +117,42 @@ async def test_iterating_enters_as_well() -> None:
         await stream.aclose()
         await stream.aclose()
         assert [one async for one in stream] == []
+
+
+async def test_a_stream_that_is_left_without_being_closed_is_dropped() -> None:
+    client, store = deployment()
+    async with client:
+        await client.submit(plugq.job("t"), id="a")
+        for number in range(3):
+            feeding = asyncio.ensure_future(feed(client, store))
+            async for one in client.events("submitted"):
+                assert isinstance(one, JobEvent)
+                break
+            feeding.cancel()
+            gc.collect()
+            await until(lambda: not client.state()["events"]["streams"])
+            await until(lambda: not store.listened)
+            assert store.begun == number + 1
+        # What somebody still has goes on.
+        stream = client.events("submitted")
+        feeding = asyncio.ensure_future(feed(client, store))
+        async for _ in stream:
+            break
+        feeding.cancel()
+        gc.collect()
+        await client.submit(plugq.job("t"), id="last")
+        while True:
+            one = await anext(stream)
+            if isinstance(one, JobEvent) and one.id == "last":
+                break
+        await stream.aclose()
+
+
+async def feed(client: plugq.Client, store: Store) -> None:
+    """Submit until somebody has heard of it."""
+    await until(lambda: client.state()["events"]["listening"])
+    while True:
+        await client.submit(plugq.job("t"))
 
 
 @pytest.mark.parametrize(

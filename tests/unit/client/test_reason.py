@@ -15,7 +15,7 @@ from plugq.client import reason
 from plugq.errors import Unavailable
 from plugq.job import AttemptRecord, JobRecord, JobState
 from plugq.presence import Live
-from plugq.protocols import PluginContext, QueueStats, Stats
+from plugq.protocols import PluginContext, QueueSettings, QueueStats, Stats, TaskStats
 
 RECORD = JobRecord(
     queue="email",
@@ -42,8 +42,20 @@ def replace(one: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(one, **changes)
 
 
-def stats(*, paused: bool = False) -> Stats:
-    return Stats(now=1.7e9, queues=(QueueStats(queue="email", paused=paused),), tasks=())
+def stats(
+    *, paused: bool = False, running: int = 0, settings: QueueSettings | None = None
+) -> Stats:
+    queue = QueueStats(
+        queue="email",
+        paused=paused,
+        settings=settings,
+    )
+    other = QueueStats(queue="other", settings=QueueSettings(queue="other", max_running=1))
+    tasks = (
+        TaskStats(queue="email", task="a", counts={"running": running}),
+        TaskStats(queue="other", task="a", counts={"running": 9}),
+    )
+    return Stats(now=1.7e9, queues=(other, queue), tasks=tasks)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +101,33 @@ def test_one_slot_is_no_slots() -> None:
 def test_who_is_in_front_in_the_lane() -> None:
     record = replace(RECORD, lane="l")
     running = [replace(RECORD, id="y", lane="m"), replace(RECORD, id="z", lane="l")]
-    assert reason.behind(record, running) == "job 'z' of its lane 'l' is running"
-    assert reason.behind(record, running[:1]) == ""
+    assert reason.behind(record, running, stats()) == "job 'z' of its lane 'l' is running"
+    assert reason.behind(record, running[:1], stats()) == ""
+    two = stats(settings=QueueSettings(queue="email", lane_max_running=2))
+    assert reason.behind(record, running, two) == ""
+    assert reason.behind(record, [*running, running[1]], two) == (
+        "its lane 'l' runs 2 at once at most, and as many are running"
+    )
+
+
+def test_whether_the_queue_runs_as_many_as_it_may() -> None:
+    said = "queue 'email' runs 2 at once at most, and as many are running"
+    settings = QueueSettings(queue="email", max_running=2)
+    assert reason.full(RECORD, stats(running=2, settings=settings)) == said
+    assert reason.full(RECORD, stats(running=1, settings=settings)) == ""
+    assert reason.full(RECORD, stats(running=5)) == ""
+
+
+def test_whether_limits_may_hold_a_job_back() -> None:
+    for settings in (
+        QueueSettings(queue="email", limits=b"x"),
+        QueueSettings(queue="email", lane_limits=b"x"),
+    ):
+        held = "perhaps held back by the limits of queue 'email'"
+        assert reason.limited(RECORD, stats(settings=settings)) == held
+    assert reason.limited(RECORD, stats()) == ""
+    other = QueueSettings(queue="email", max_running=1)
+    assert reason.limited(RECORD, stats(settings=other)) == ""
 
 
 def test_until_when_a_job_is_delayed() -> None:

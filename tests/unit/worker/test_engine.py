@@ -226,6 +226,7 @@ async def test_slots_bound_what_runs_and_can_be_changed() -> None:
 async def test_a_listener_that_fails_touches_no_job() -> None:
     app = plugq.App()
     seen: list[tuple[EventKind, int]] = []
+    workers: set[str] = set()
 
     class Watcher:
         def listens(self, kind: EventKind) -> bool:
@@ -233,6 +234,8 @@ async def test_a_listener_that_fails_touches_no_job() -> None:
 
         def emit(self, kind: EventKind, events: Sequence[Any]) -> None:
             seen.append((kind, len(events)))
+            if kind in {EventKind.WORKER_STARTED, EventKind.STARTED, EventKind.WORKER_STOPPED}:
+                workers.update(event.worker for event in events)
 
     @app.task(retry=FAST)
     async def flaky() -> int:
@@ -270,6 +273,8 @@ async def test_a_listener_that_fails_touches_no_job() -> None:
         EventKind.QUEUE_PAUSED,
     }
     assert sum(number for kind, number in seen if kind is EventKind.SUCCEEDED) == 2
+    # One name from its start to its end, that of its jobs.
+    assert len(workers) == 1
 
 
 async def test_a_worker_joins_the_deployment_of_a_client() -> None:

@@ -186,7 +186,9 @@ class Worker:
         hooks = self._assembly.hooks
         if hooks.listens(kind):
             at = self._assembly.clock.time()
-            hooks.emit(kind, [JobEvent(kind=kind, at=at, worker=self.id)])
+            # As in the events of its jobs.
+            worker = self.id if self._engine is None else self._engine.worker
+            hooks.emit(kind, [JobEvent(kind=kind, at=at, worker=worker)])
 
     def _make_engine(self) -> Engine:
         self._engine = Engine(

@@ -51,8 +51,7 @@ def show(*, key: str, wait: bool, timeout: float | None, file: str | None, as_js
             await _wait(batch, timeout)
         counts, done = await batch.counts(), await batch.progress()
         if not done.total and not wait:
-            message = f"no job was ever submitted to batch {key!r}"
-            raise JobNotFound(message)
+            raise _unknown(key)
         return counts, done
 
     counts, done = with_client(read_config(file), work)
@@ -75,9 +74,17 @@ def cancel(*, key: str, file: str | None, as_json: bool) -> None:
     """
 
     async def work(client: Client) -> Any:
-        return Counter(await client.batch(key).cancel())
+        batch = client.batch(key)
+        answers = await batch.cancel()
+        if not answers and not any((await batch.counts()).values()):
+            raise _unknown(key)
+        return Counter(answers)
 
     print_answers(with_client(read_config(file), work), as_json=as_json)
+
+
+def _unknown(key: str) -> JobNotFound:
+    return JobNotFound(f"no job was ever submitted to batch {key!r}")
 
 
 async def _wait(batch: Batch, timeout: float | None) -> None:

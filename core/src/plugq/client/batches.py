@@ -48,8 +48,9 @@ class Batch:
     """The jobs of one batch, whoever submitted them.
 
     ``async with client.batch(key) as batch`` holds it open while the block fills it: nobody's
-    :meth:`wait` ends meanwhile. Several may fill it at once, here and elsewhere. Should the process
-    die, its hold ends by itself within 30 s.
+    :meth:`wait` ends meanwhile. Several may fill it at once, here and elsewhere. Its hold ends by
+    itself should the process die, not reach the storage or block its loop for 2 minutes; one that
+    goes on logs that, and holds the batch open again.
     """
 
     def __init__(self, client: Client, key: str) -> None:
@@ -83,11 +84,13 @@ class Batch:
             JobNotFound: the batch never had a job and is not open, as one whose key is mistyped; it
                 is no error where it was opened through this object and left empty.
             WaitTimeout: it was not over after ``timeout``.
-            Conflict: the caller is inside its own ``async with`` block, and would wait for itself.
+            Conflict: the caller holds the batch open, through whichever object of this client, and
+                would wait for itself.
             Unavailable: the client was stopped.
         """
         limit = None if timeout is None else seconds(timeout, name="timeout")
-        if any(task is asyncio.current_task() for _, task in self._fillers):
+        holds = self._client._batches.holds  # noqa: SLF001
+        if holds.opened_by(asyncio.current_task(), self.key):
             message = f"batch {self.key!r} is held open here; wait for it after the block"
             raise Conflict(message)
         self._client._running()  # noqa: SLF001

@@ -269,7 +269,8 @@ class Client(Lifecycle):
         Each is yielded as often as it was given, those whose job is not stored (any longer), too.
         The next ``result()`` or ``wait()`` of a handle that was yielded answers at once, from what
         was seen when its job ended: also where the result is not kept, the job was removed since,
-        or the client was stopped. ``client.retry(handle)`` makes it look again.
+        or the client was stopped. After a ``client.retry(…)`` those that did not succeed look
+        again.
 
         The order is that in which this client learns of the ends: exact for jobs that it
         submitted, and to the fallback poll for others. ``timeout`` is for all of them, from the
@@ -394,10 +395,12 @@ class Client(Lifecycle):
         finds those that failed. Answers for each ``done``, ``conflict`` (it is in another state,
         or another job holds its unique key) or ``not_found``.
         """
-        for handle in handles:
-            if isinstance(handle, JobHandle):
-                handle._ended = None  # noqa: SLF001
-        return await self._changed(Redrive, handles, filters, (JobState.FAILED,))
+        try:
+            return await self._changed(Redrive, handles, filters, (JobState.FAILED,))
+        finally:
+            # Behind the change: what is seen during it may be from before. Whatever becomes of the
+            # call, a part of it may be done.
+            self._waiters.retries += 1
 
     async def purge(
         self, *handles: JobHandle[Any] | Job, **filters: Unpack[Filter]
@@ -458,7 +461,8 @@ class Client(Lifecycle):
 
         It gives a ``JobEvent`` for each event that fits, and a ``Resync`` wherever events may be
         missing. Events of one job may overtake each other where several processes tell them; their
-        ``at`` orders them.
+        ``at`` orders them. ``async with`` and ``aclose()`` leave it at once; an ``async for`` that
+        is left otherwise goes on hearing until nobody refers to the stream any more.
 
         Raises:
             InvalidJob: one of the kinds is none.
@@ -587,8 +591,12 @@ class Client(Lifecycle):
 
     async def _final(self, handle: JobHandle[Any], timeout: Duration | None) -> JobRecord:
         seen, handle._ended = handle._ended, None  # noqa: SLF001
-        if seen is not None:
-            return own_record(handle, seen[0])
+        if seen is not None and (
+            seen.job is None
+            or seen.job.state is JobState.SUCCEEDED
+            or seen.retries == self._waiters.retries
+        ):
+            return own_record(handle, seen.job)
         self._running()
         limit = None if timeout is None else seconds(timeout, name="timeout")
         try:

@@ -43,9 +43,8 @@ async def completed(
                 except TimeoutError:
                     first = next(iter(same.values()))[0]
                     raise _timed_out(first, left, len(handles), limit) from None
-            wait, record = ended
-            for handle in same.pop((wait.ref, wait.sequence)):
-                handle._ended = (record,)  # noqa: SLF001
+            for handle in same.pop((ended.wait.ref, ended.wait.sequence)):
+                handle._ended = ended  # noqa: SLF001
                 left -= 1
                 yield handle
 

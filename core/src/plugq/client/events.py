@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,8 @@ class EventStream:
     over it enters it, too. It gives events, and a ``Resync`` where some may be missing, since 1,000
     of them were not fetched or there was a gap: what was known of the jobs has to be read again.
     Leaving the block, :meth:`aclose` or stopping the client ends it; a cancelled ``anext`` loses
-    nothing.
+    nothing. Only leaving the block and :meth:`aclose` end it at once: one whose ``async for`` was
+    left without them ends when nobody refers to it any more.
     """
 
     def __init__(self, hub: EventHub, choice: Choice) -> None:
@@ -158,7 +160,8 @@ class EventHub:
         self._broker = broker
         self._clock = clock
         self._deadline = deadline
-        self._streams: dict[EventStream, None] = {}
+        # Weakly: one that was left without being closed hears until nobody has it any more.
+        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._functions: dict[str, dict[object, Callable[[Any], object]]] = {}
         self._started = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -223,7 +226,8 @@ class EventHub:
             return
         joined = stream not in self._streams
         if joined:
-            self._streams[stream] = None
+            self._streams.add(stream)
+            weakref.finalize(stream, self._dropped).atexit = False
             if self._listening:
                 stream.stands.set()
         self._listen_if_needed()
@@ -232,7 +236,7 @@ class EventHub:
                 await stream.stands.wait()
         except BaseException as error:
             if joined:
-                self._streams.pop(stream, None)
+                self._streams.discard(stream)
                 self._rest_if_possible()
             if isinstance(error, TimeoutError):
                 message = f"no events from the storage within {self._deadline:g} s"
@@ -241,7 +245,7 @@ class EventHub:
 
     async def leave(self, stream: EventStream) -> None:
         """Forget a stream; with the last subscriber the listening ends."""
-        self._streams.pop(stream, None)
+        self._streams.discard(stream)
         self._rest_if_possible()
         await self._ended()
 
@@ -253,6 +257,13 @@ class EventHub:
             "listening": self._listening,
             "loops": {} if self._supervisor is None else self._supervisor.state(),
         }
+
+    def _dropped(self) -> None:
+        """Rest with the last stream that nobody has any more; on whichever thread that is seen."""
+        if self._started and self._loop is not None:
+            # Stopped meanwhile there is nothing to rest.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._rest_if_possible)
 
     def _listen_if_needed(self) -> None:
         if self._supervisor is None:

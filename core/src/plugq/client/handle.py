@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 if TYPE_CHECKING:
     from plugq.client.client import CancelAnswer, Client
     from plugq.client.views import Job
+    from plugq.client.waiters import Ended
     from plugq.duration import Duration
-    from plugq.job import JobRecord, JobRef, Progress
+    from plugq.job import JobRef, Progress
     from plugq.protocols.edits import EditStatus
     from plugq.task import Task
 
@@ -38,7 +39,7 @@ class JobHandle(Generic[R_co]):
         self._client = client
         self._task = task
         #: How the job ended, where that was seen and the next question may be answered by it.
-        self._ended: tuple[JobRecord | None] | None = None
+        self._ended: Ended | None = None
         self.ref: JobRef = ref
         self.outcome = outcome
         self.sequence: int = sequence

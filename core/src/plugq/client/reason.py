@@ -9,6 +9,7 @@ from plugq.duration import moment
 from plugq.errors import PlugqError
 from plugq.job import JobState
 from plugq.presence import PREFIX, decode
+from plugq.protocols.edits import QueueSettings
 from plugq.protocols.storage import FindQuery
 
 if TYPE_CHECKING:
@@ -48,13 +49,15 @@ async def _why(broker: Broker, record: JobRecord) -> str:
     live = [one for one in decode(await broker.scan(PREFIX)) if one.kind == "worker"]
     if record.state is JobState.RUNNING:
         return running(record, live)
-    known = queued(record, live, await broker.stats())
+    stats = await broker.stats()
+    known = queued(record, live, stats)
     if record.state is JobState.DELAYED:
         return f"{delayed(record)}; {known}" if known else delayed(record)
-    if known or record.lane is None:
-        return known or busy(record, live)
-    query = FindQuery(states=(JobState.RUNNING,), queue=record.queue, limit=MOST_RUNNING)
-    return behind(record, (await broker.find(query)).jobs) or busy(record, live)
+    known = known or full(record, stats)
+    if not known and record.lane is not None:
+        query = FindQuery(states=(JobState.RUNNING,), queue=record.queue, limit=MOST_RUNNING)
+        known = behind(record, (await broker.find(query)).jobs, stats)
+    return known or busy(record, live) or limited(record, stats)
 
 
 def delayed(record: JobRecord) -> str:
@@ -94,12 +97,38 @@ def queued(record: JobRecord, live: Sequence[Live], stats: Stats) -> str:
     return ""
 
 
-def behind(record: JobRecord, running: Sequence[JobRecord]) -> str:
-    """Return which job holds the lane of a job."""
-    ahead = next((one for one in running if one.lane == record.lane), None)
-    if ahead is None:
+def full(record: JobRecord, stats: Stats) -> str:
+    """Return whether the queue of a job runs as many jobs as it may."""
+    most = _settings(record, stats).max_running
+    tasks = [one for one in stats.tasks if one.queue == record.queue]
+    if most is None or sum(one.counts.get("running", 0) for one in tasks) < most:
         return ""
-    return f"job {ahead.id!r} of its lane {record.lane!r} is running"
+    return f"queue {record.queue!r} runs {most:,} at once at most, and as many are running"
+
+
+def behind(record: JobRecord, running: Sequence[JobRecord], stats: Stats) -> str:
+    """Return which job holds the lane of a job, or that as many as may do."""
+    most = _settings(record, stats).lane_max_running
+    ahead = [one for one in running if one.lane == record.lane]
+    if not ahead or len(ahead) < most:
+        return ""
+    if most == 1:
+        return f"job {ahead[0].id!r} of its lane {record.lane!r} is running"
+    return f"its lane {record.lane!r} runs {most:,} at once at most, and as many are running"
+
+
+def limited(record: JobRecord, stats: Stats) -> str:
+    """Return whether the limits of its queue may hold back a job that nothing known does."""
+    settings = _settings(record, stats)
+    if not (settings.limits or settings.lane_limits):
+        return ""
+    # No storage says what its limits hold back, and what workers said may be some seconds old.
+    return f"perhaps held back by the limits of queue {record.queue!r}"
+
+
+def _settings(record: JobRecord, stats: Stats) -> QueueSettings:
+    stored = (one.settings for one in stats.queues if one.queue == record.queue)
+    return next(stored, None) or QueueSettings(queue=record.queue)
 
 
 def busy(record: JobRecord, live: Sequence[Live]) -> str:

@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from plugq.errors import Unavailable
 from plugq.lifecycle import Supervisor
@@ -36,15 +36,15 @@ class Endings:
     __slots__ = ("_ended", "_error", "_more")
 
     def __init__(self) -> None:
-        self._ended: deque[tuple[Wait, JobRecord | None]] = deque()
+        self._ended: deque[Ended] = deque()
         self._error: Exception | None = None
         self._more: asyncio.Future[None] | None = None
 
-    def take(self) -> tuple[Wait, JobRecord | None] | None:
-        """Return the next one if one is at hand: the wait, and its job if there still is one."""
+    def take(self) -> Ended | None:
+        """Return the next one if one is at hand."""
         return self._ended.popleft() if self._ended else None
 
-    async def next(self) -> tuple[Wait, JobRecord | None]:
+    async def next(self) -> Ended:
         """Return the next one as soon as there is one."""
         while (ended := self.take()) is None:
             if self._error is not None:
@@ -53,9 +53,9 @@ class Endings:
             await self._more
         return ended
 
-    def add(self, wait: Wait, job: JobRecord | None) -> None:
+    def add(self, ended: Ended) -> None:
         """Take in one that has ended."""
-        self._ended.append((wait, job))
+        self._ended.append(ended)
         self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -77,6 +77,16 @@ class Wait:
     endings: Endings
 
 
+class Ended(NamedTuple):
+    """The end of a wait."""
+
+    wait: Wait
+    #: ``None`` where there is no such job (any more).
+    job: JobRecord | None
+    #: :attr:`Waiters.retries` from before the look that found it.
+    retries: int
+
+
 class Waiters:
     """Everybody in one client who waits for a job to become final.
 
@@ -93,15 +103,20 @@ class Waiters:
         self._kick = asyncio.Event()
         self._supervisor = Supervisor(clock)
         self._unsubscribe: Callable[[], None] | None = None
+        self._started = False
+        #: Grows with each retry of this client: an end that was seen before may be none any more.
+        self.retries = 0
 
     def start(self) -> None:
         """Listen for notices."""
+        self._started = True
         # Of this start's loop, which may be another than that of the one before.
         self._kick = asyncio.Event()
         self._unsubscribe = self._broker.subscribe(self._noticed)
 
     async def stop(self) -> None:
-        """End every wait with ``Unavailable``."""
+        """End every wait with ``Unavailable``, and refuse others from now on."""
+        self._started = False
         if self._unsubscribe is not None:
             self._unsubscribe()
         await self._supervisor.stop()
@@ -117,7 +132,7 @@ class Waiters:
         the one that was waited for has ended.
         """
         with self.together([(ref, sequence)]) as endings:
-            return (await endings.next())[1]
+            return (await endings.next()).job
 
     @contextlib.contextmanager
     def together(self, jobs: Iterable[tuple[JobRef, int]]) -> Iterator[Endings]:
@@ -125,7 +140,12 @@ class Waiters:
 
         They are given out in the order in which their ends are seen, those that are seen in one
         look in the order in which they ended.
+
+        Raises:
+            Unavailable: the client is not started, or was stopped meanwhile.
         """
+        if not self._started:
+            raise Unavailable("the client is not started, or was stopped before the wait began")
         endings = Endings()
         waits = [Wait(ref, sequence, endings) for ref, sequence in jobs]
         for wait in waits:
@@ -170,6 +190,7 @@ class Waiters:
                 waits = [tuple(self._waiting[ref]) for ref in refs]
                 if not refs:
                     continue
+                retries = self.retries
                 try:
                     jobs = await self._broker.get(refs, waiting=True)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the waiters stay
@@ -180,7 +201,7 @@ class Waiters:
                     continue
                 pause = FIRST_PAUSE
                 for job, waiting in sorted(zip(jobs, waits, strict=True), key=_end):
-                    self._resolve(waiting, job)
+                    self._resolve(waiting, job, retries)
 
     async def _poll_loop(self) -> None:
         waited = 0.0
@@ -192,12 +213,12 @@ class Waiters:
                 waited = 0.0
                 self._look(list(self._waiting))
 
-    def _resolve(self, waits: Sequence[Wait], job: JobRecord | None) -> None:
+    def _resolve(self, waits: Sequence[Wait], job: JobRecord | None, retries: int) -> None:
         ended = job is None or job.state.final
         for wait in waits:
             gone = job is not None and wait.sequence not in {0, job.sequence}
             if (ended or gone) and self._leave(wait):
-                wait.endings.add(wait, job)
+                wait.endings.add(Ended(wait, job, retries))
 
     def _leave(self, wait: Wait) -> bool:
         """Wait no more, and return whether that was going on."""
@@ -215,4 +236,4 @@ def _end(seen: tuple[JobRecord | None, object]) -> float:
     return 0.0 if job is None else job.finished_at or 0.0
 
 
-__all__ = ["Endings", "Wait", "Waiters"]
+__all__ = ["Ended", "Endings", "Wait", "Waiters"]

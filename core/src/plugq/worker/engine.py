@@ -140,6 +140,11 @@ class Engine(Lifecycle):
         self._announcer = Announcer(broker, clock, tasks or {})
         self._counts = {"started": 0, "finished": 0, "lost": 0, "abandoned": 0, "unknown": 0}
 
+    @property
+    def worker(self) -> str:
+        """The name under which it holds leases and is known to others."""
+        return self._worker
+
     async def _start(self) -> None:
         self._loop = asyncio.get_running_loop()
         await self._broker.start()
@@ -170,7 +175,7 @@ class Engine(Lifecycle):
         self._announced = kind is EventKind.WORKER_STARTED
         if self._broker.listened:
             at = self._clock.time()
-            self._broker.tell([JobEvent(kind=kind, at=at, worker=self._settings.worker)])
+            self._broker.tell([JobEvent(kind=kind, at=at, worker=self._worker)])
 
     def scale(self, concurrency: int) -> None:
         """Change the number of slots; running handlers are left alone."""
