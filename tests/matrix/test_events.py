@@ -12,6 +12,7 @@ import pytest
 
 import plugq
 from plugq import EventKind, JobEvent, Resync, RetryPolicy
+from plugq.assembly import Assembly
 
 Deployment = dict[str, Any]
 PRINTER = Path(__file__).with_name("event_printer.py")
@@ -196,6 +197,8 @@ async def test_with_nobody_listening_no_event_is_built(
         built.append(facts)
         return JobEvent(**facts)
 
+    # The storage's own types are made of the real one when it is imported.
+    Assembly(deployment)
     for module in list(sys.modules.values()):
         if module.__name__.startswith("plugq.") and vars(module).get("JobEvent") is JobEvent:
             monkeypatch.setattr(module, "JobEvent", build)
