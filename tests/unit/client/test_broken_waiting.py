@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ from plugq.client.completion import completed
 from plugq.client.holds import Holds, holders_of
 from plugq.client.steering import Steering
 from plugq.client.waiters import Waiters
+from plugq.errors import PlugqError
 from plugq.protocols import RegisterChange
 
 #: Seconds after which a variant that makes its test hang counts as caught.
@@ -87,6 +89,20 @@ def a_hold_is_not_renewed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Holds, "_renew_loop", never)
 
 
+def a_renewal_that_fails_waits_for_the_next(patch: pytest.MonkeyPatch) -> None:
+    async def once(self: Holds, due: Any) -> None:
+        for holder in due:
+            with contextlib.suppress(PlugqError):
+                await self._write(holder, self._held[holder])
+
+    patch.setattr(Holds, "_renew", once)
+
+
+def a_retry_is_not_counted(patch: pytest.MonkeyPatch) -> None:
+    never_moves = property(lambda self: 0, lambda self, value: None)
+    patch.setattr(Waiters, "retries", never_moves, raising=False)
+
+
 def counts_before_holds(patch: pytest.MonkeyPatch) -> None:
     async def look(self: Batches, keys: Any) -> None:
         waits = [tuple(self._waiting.get(key, ())) for key in keys]
@@ -136,6 +152,11 @@ VARIANTS: list[tuple[Broken, Callable[[], Awaitable[None]]]] = [
     (a_hold_never_expires, BATCHES.test_a_filler_that_dies_is_not_kept_alive_by_the_others),
     (a_hold_has_no_end, BATCHES.test_a_filler_that_dies_frees_the_batch),
     (a_hold_is_not_renewed, BATCHES.test_a_hold_is_renewed_as_long_as_the_block_lasts),
+    (
+        a_renewal_that_fails_waits_for_the_next,
+        BATCHES.test_a_hold_outlives_an_outage_of_the_storage,
+    ),
+    (a_retry_is_not_counted, MANY.test_an_end_that_was_seen_during_a_retry_is_not_kept),
     (
         counts_before_holds,
         BATCHES.test_what_was_submitted_before_a_batch_was_let_go_is_in_the_counts,
