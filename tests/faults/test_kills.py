@@ -50,7 +50,7 @@ async def storm(deployment: Any, *, kills: int, seed: int) -> None:
             index = chance.randrange(WORKERS)
             if chance.random() < 0.3:
                 # Past its lease and back: what it says then must be refused.
-                workers[index].send_signal(signal.SIGSTOP)
+                deployment.pause(workers[index])
                 paused = workers[index]
                 workers[index] = deployment.worker()
                 asyncio.get_running_loop().call_later(2.5, paused.send_signal, signal.SIGCONT)

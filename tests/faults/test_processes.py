@@ -16,7 +16,7 @@ async def test_a_worker_that_is_paused_past_its_lease_is_refused(deployment: Any
         first = deployment.worker()
         handle = await client.submit(plugq.job("gated", "x"))
         await deployment.until(lambda: len(deployment.facts("start")) == 1, "no start")
-        first.send_signal(signal.SIGSTOP)
+        deployment.pause(first)
         second = deployment.worker()
         await deployment.until(lambda: len(deployment.facts("start")) == 2, "no second start")
         deployment.let_go(first)

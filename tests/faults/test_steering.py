@@ -18,13 +18,20 @@ import plugq
 FATES = ["alive", "hung", "dead"]
 
 
+def _meet(deployment: Any, worker: Any, fate: str) -> None:
+    if fate == "hung":
+        deployment.pause(worker)
+    elif fate == "dead":
+        worker.kill()
+
+
 async def running(deployment: Any, client: plugq.Client, fate: str, **options: Any) -> Any:
     """Return the handle of a job that runs, once its worker has met its fate."""
     worker = deployment.worker()
     handle = await client.submit(plugq.job("endless"), id="x", **options)
     await deployment.until(lambda: deployment.facts("start"), "no start")
+    _meet(deployment, worker, fate)
     if fate != "alive":
-        worker.send_signal(signal.SIGSTOP if fate == "hung" else signal.SIGKILL)
         deployment.worker()
     return handle
 
@@ -131,8 +138,7 @@ async def test_what_is_not_retained_is_gone_for_everybody(deployment: Any, fate:
         worker = deployment.worker()
         handle = await client.submit(plugq.job("count", 7), result_ttl="1s")
         assert await handle.result(deployment.patience) == 7
-        if fate != "alive":
-            worker.send_signal(signal.SIGSTOP if fate == "hung" else signal.SIGKILL)
+        _meet(deployment, worker, fate)
         job = await handle.status()
         assert job.finished_at is not None
         assert job.expires_at == job.finished_at + timedelta(seconds=3)

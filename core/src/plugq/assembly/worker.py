@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from plugq.assembly.imports import import_module
 from plugq.assembly.schedules import definitions_of
 from plugq.events import EventKind, JobEvent
 from plugq.submission import queues_of
-from plugq.worker import Engine, EngineSettings, LoopThread, Runner
+from plugq.worker import Engine, EngineSettings, LoopThread, Runner, catch_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +152,7 @@ class Worker:
         """Work until SIGTERM or SIGINT, then stop; a second signal ends the process at once."""
         returned = threading.Event()
         # Before the start: it may take a while, and jobs are claimed before it returns.
-        previous = self._catch_signals()
+        restore = self._catch_signals()
         try:
             await self.start()
             if (thread := self._thread) is not None:
@@ -168,8 +166,7 @@ class Worker:
                 await self.stop()
             finally:
                 returned.set()
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
+                restore()
 
     def scale(self, concurrency: int) -> None:
         """Change how many handlers may run at once; those that run are left alone."""
@@ -205,8 +202,7 @@ class Worker:
         if self._engine is not None:
             self._engine.finished(attempt, settlement)
 
-    def _catch_signals(self) -> dict[int, Any]:
-        # A handler of the loop would wait for a coroutine that blocks it; this one does not.
+    def _catch_signals(self) -> Callable[[], None]:
         def caught(number: int, _: FrameType | None) -> None:
             self._signals += 1
             if self._signals > 1:
@@ -216,12 +212,7 @@ class Worker:
                 thread.request_stop()
 
         self._signals = 0
-        previous = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Only the main thread may; elsewhere whoever owns the process stops the worker.
-            with contextlib.suppress(ValueError):
-                previous[int(number)] = signal.signal(number, caught)
-        return previous
+        return catch_signals(caught)
 
 
 def _exit_if_stuck(returned: threading.Event) -> None:

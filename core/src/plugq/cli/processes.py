@@ -15,13 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from plugq.cli.failure import FAILED, MISTAKE
 from plugq.cli.output import note, plural, say
+from plugq.worker import catch_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
     from plugq.config import Config
@@ -165,7 +166,7 @@ class Processes:
 
         The first signal goes to every worker as SIGTERM, the second kills what is left.
         """
-        previous = self._catch_signals()
+        restore = self._catch_signals()
         try:
             async with asyncio.TaskGroup() as group:
                 places = [asyncio.Event() for _ in range(self._number)]
@@ -181,8 +182,7 @@ class Processes:
         finally:
             for worker in self._running.values():
                 worker.kill()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            restore()
         if self._code != MISTAKE:
             restarts = f" after {plural(self._restarts, 'restart')}" if self._restarts else ""
             say(f"plugq worker · {self._number} processes stopped{restarts}")
@@ -264,13 +264,13 @@ class Processes:
         if self._signals > 1:
             self._code = 128 + number
 
-    def _catch_signals(self) -> dict[signal.Signals, Any]:
+    def _catch_signals(self) -> Callable[[], None]:
         loop = asyncio.get_running_loop()
 
         def caught(number: int, _: FrameType | None) -> None:
             loop.call_soon_threadsafe(self._stop, number)
 
-        return {number: signal.signal(number, caught) for number in (signal.SIGTERM, signal.SIGINT)}
+        return catch_signals(caught)
 
 
 def _cause(code: int) -> str:
