@@ -15,6 +15,7 @@ from plugq.testing.contract.moves import Moves
 from plugq.testing.contract.order import Order
 from plugq.testing.contract.parks import Parks
 from plugq.testing.contract.payloads import Cost, Payloads
+from plugq.testing.contract.processes import Processes
 from plugq.testing.contract.registers import Registers
 from plugq.testing.contract.retaining import Retaining
 from plugq.testing.contract.retention import Deadlines, Retention
@@ -49,6 +50,7 @@ class StorageContract(
     Lifecycle,
     Time,
     Payloads,
+    Processes,
     Cost,
 ):
     """What every storage does, as tests.

@@ -6,6 +6,7 @@ from plugq.job import JobState, Outcome
 from plugq.protocols.edits import Cancel
 from plugq.protocols.storage import FindQuery
 from plugq.testing.contract.scene import Contract, Scene
+from plugq.testing.levels import Level
 
 _IDS = (
     "a:b",
@@ -104,6 +105,8 @@ class Payloads(Contract):
 
 class Cost(Contract):
     """Work in proportion to what is asked for, told by calls and not by the clock on the wall."""
+
+    level = Level.COST
 
     async def test_a_claim_is_filled_however_much_has_ended_or_is_yet_to_come(self) -> None:
         """Finished, delayed and blocked jobs stand in nobody's way."""

@@ -47,10 +47,12 @@ from plugq.protocols.storage import (
     TaskStats,
     Wake,
 )
+from plugq.testing.children import Child, child
 from plugq.testing.clock import ManualClock
+from plugq.testing.levels import Level
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     from plugq.protocols.plugin import Capability
@@ -85,6 +87,8 @@ class Contract:
     plugq_contract: ClassVar[bool] = True
     #: How many real seconds a signal may take.
     patience: ClassVar[float] = 5.0
+    #: What the tests of a class are about.
+    level: ClassVar[Level] = Level.SEMANTICS
 
     def open(self, context: PluginContext) -> AbstractAsyncContextManager[Storage]:
         """Return a context manager that yields a started storage and stops it.
@@ -96,12 +100,12 @@ class Contract:
         raise NotImplementedError
 
     @asynccontextmanager
-    async def scene(self) -> AsyncIterator[Scene]:
-        """Open an empty store with a clock of its own."""
+    async def scene(self, *, real_time: bool = False) -> AsyncIterator[Scene]:
+        """Open an empty store with a clock of its own, or with the one of production."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             context = PluginContext(
                 namespace=f"test-{uuid.uuid4().hex}",
-                clock=ManualClock(),
+                clock=None if real_time else ManualClock(),
                 base_dir=Path(folder),
             )
             async with self.open(context) as storage:
@@ -119,12 +123,22 @@ class Scene:
     _numbers = itertools.count(1)
 
     def __init__(self, contract: Contract, context: PluginContext, storage: Storage) -> None:
-        assert isinstance(context.clock, ManualClock)
         self.contract = contract
         self.context = context
         self.storage = storage
-        self.clock: ManualClock = context.clock
         self.leases: dict[str, Lease] = {}
+
+    @property
+    def clock(self) -> ManualClock:
+        """The clock of a scene that is not in real time."""
+        assert isinstance(self.context.clock, ManualClock)
+        return self.context.clock
+
+    def child(
+        self, part: str, *, environment: Mapping[str, str] | None = None, **arguments: Any
+    ) -> AbstractAsyncContextManager[Child]:
+        """Let a process of its own work on this store; see :mod:`plugq.testing.children`."""
+        return child(self.contract, self.context, part, environment=environment, **arguments)
 
     @asynccontextmanager
     async def another(self) -> AsyncIterator[Scene]:
