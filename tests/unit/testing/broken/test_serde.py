@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -361,6 +362,26 @@ class Pickles(Sound):
             raise Undecodable(f"{context.task}: damaged") from None
 
 
+class TiesKnots(Sound):
+    """An alias stands for what it is in."""
+
+    def decode(self, data: bytes, context: SerdeContext) -> Any:
+        if data == b"&a [*a]":
+            knot: list[Any] = []
+            knot.append(knot)
+            return knot
+        return super().decode(data, context)
+
+
+class ReadsMoreThanItWrites(Sound):
+    """Patterns, say."""
+
+    def decode(self, data: bytes, context: SerdeContext) -> Any:
+        if data.startswith(b"\xd8\x23"):
+            return re.compile(data[3:].decode("latin-1"))
+        return super().decode(data, context)
+
+
 class ReadsNothingAsNone(Sound):
     def decode(self, data: bytes, context: SerdeContext) -> Any:
         return super().decode(data, context) if data else None
@@ -416,6 +437,8 @@ CAUGHT_BY: dict[type[Sound], tuple[str, ...]] = {
     BelievesHeaders: ("large_claims_are_undecodable_before_they_are_believed",),
     Unpacks: ("what_unpacks_to_much_more_is_undecodable",),
     Pickles: ("bytes_have_no_code_run",),
+    TiesKnots: ("nothing_that_contains_itself_is_decoded",),
+    ReadsMoreThanItWrites: ("nothing_is_decoded_that_it_would_not_encode",),
     ReadsNothingAsNone: ("what_was_made_against_it_is_undecodable",),
 }
 

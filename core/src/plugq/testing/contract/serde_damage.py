@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from plugq.errors import Undecodable
-from plugq.testing.contract.serde_subject import CONTEXT, SerdeSubject, decoded, each
+from plugq.errors import PayloadError, Undecodable
+from plugq.testing.contract.serde_subject import CONTEXT, SerdeSubject, attempt, decoded, each, ends
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,36 @@ _NUMBERS = (
     b"\xc2\x5a\x00\x10\x00\x00" + b"\xff" * _MEBI,
 )
 _TEXTS = (b'"\xff"', b'"\\ud800"', b"\xef\xbb\xbf[]", b"\xff\xfe[\x00]\x00", b'{"a": 1, "a": 2}')
+
+#: Lists that contain themselves, in CBOR and YAML, and one shared reference to nothing.
+_RINGS = (
+    b"\xd8\x1c\x81\xd8\x1d\x00",
+    b"\xd8\x1c\xa1\x61k\xd8\x1d\x00",
+    b"\xd8\x1d\x00",
+    b"&a [*a]",
+    b"&a {k: *a}",
+)
+
+#: Values of types that CBOR, MessagePack and YAML have besides: patterns, addresses, fractions,
+#: sets, times, extensions, undefined.
+_ODD = (
+    b"\xd8\x23\x61.",
+    b"\xd9\x01\x04\x44\x7f\x00\x00\x01",
+    b"\xd8\x1e\x82\x01\x02",
+    b"\xc4\x82\x01\x02",
+    b"\xd9\x01\x02\x81\x01",
+    b"\xc1\x00",
+    b"\xd9\xff\xfe\x00",
+    b"\xf7",
+    b"\xf8\xff",
+    b"\xd4\x05\x00",
+    b"\xd6\xff\x00\x00\x00\x00",
+    b"\x81\xc0\x01",
+    b"\xa1\x01\x02",
+    b"2026-01-02",
+    b"{1: 2}",
+    b"!!set {a}",
+)
 
 _SPRUNG: list[str] = []
 
@@ -179,6 +209,22 @@ class Damage(SerdeSubject):
         for data in self.hostile():
             with _within(self.memory + 128 * len(data)):
                 assert isinstance(decoded(serde, data), Undecodable)
+
+    def test_nothing_that_contains_itself_is_decoded(self) -> None:
+        """A handler that walks through its arguments comes to an end."""
+        serde = self.serde()
+        for head in self.heads(serde):
+            for ring in _RINGS:
+                assert ends(decoded(serde, head + ring))
+
+    def test_nothing_is_decoded_that_it_would_not_encode(self) -> None:
+        """A handler never meets a type of the decoder's own, or a pattern that runs for hours."""
+        serde = self.serde()
+        for head in self.heads(serde):
+            for odd in _ODD:
+                found = decoded(serde, head + odd)
+                refused = None if isinstance(found, Undecodable) else attempt(serde, found)
+                assert not isinstance(refused, PayloadError), f"a {type(found).__qualname__}"
 
     def test_bytes_have_no_code_run(self) -> None:
         """Neither as pickles do it nor otherwise."""

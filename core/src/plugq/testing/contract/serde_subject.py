@@ -139,6 +139,27 @@ def levels_of(value: Any) -> int:
     return levels
 
 
+def ends(value: Any) -> bool:
+    """Return whether nothing in a value contains itself."""
+    seen: set[int] = set()
+    around: set[int] = set()
+    ways = [(value, True)]
+    while ways:
+        item, inwards = ways.pop()
+        if type(item) not in {list, tuple, dict}:
+            continue
+        if not inwards:
+            around.remove(id(item))
+        elif id(item) in around:
+            return False
+        elif id(item) not in seen:
+            seen.add(id(item))
+            around.add(id(item))
+            ways.append((item, False))
+            ways.extend((part, True) for part in (item.values() if type(item) is dict else item))
+    return True
+
+
 __all__ = [
     "CONTEXT",
     "LEVELS",
@@ -146,6 +167,7 @@ __all__ = [
     "attempt",
     "decoded",
     "each",
+    "ends",
     "levels_of",
     "nested",
     "same",
