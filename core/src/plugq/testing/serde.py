@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+# Whoever lacks it is told how to get it, instead of that a module of ours can not be imported.
 try:
-    import hypothesis as _needed  # noqa: F401 - whoever lacks it is told how to get it
+    import_module("hypothesis")
 except ModuleNotFoundError as missing:
     message = "SerdeContract needs Hypothesis; run: pip install 'plugq[testing]'"
     raise ModuleNotFoundError(message, name="hypothesis") from missing

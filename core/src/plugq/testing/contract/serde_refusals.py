@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -65,7 +65,12 @@ class Thing:
     """An object that equals no other."""
 
 
-Pair = collections.namedtuple("Pair", "left right")  # noqa: PYI024 - what users pass
+class Pair(NamedTuple):
+    """A tuple that is more than a tuple."""
+
+    left: int
+    right: int
+
 
 #: Values of types that not every serde has.
 _TYPED: tuple[Any, ...] = (
