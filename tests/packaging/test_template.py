@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 import venv
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from plugq.protocols import Storage
+from plugq.testing import StorageContract
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "plugins/_template"
@@ -134,6 +136,7 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the guide's shell is bash")
 @pytest.mark.wheels
 @pytest.mark.timeout(900)
 def test_a_copy_of_the_template_works_as_the_guide_says(shell: Shell, tmp_path: Path) -> None:
@@ -163,3 +166,11 @@ def test_a_copy_of_the_template_works_as_the_guide_says(shell: Shell, tmp_path: 
     for verb, message in called.items():
         assert message.startswith(f"MongoStorage does not implement {verb} yet; ")
         assert "\n" not in message
+
+
+def test_the_guide_leads_through_every_verb() -> None:
+    rows = re.findall(r"^\| \d+ \| (.*) \| (.*) \|$", GUIDE, re.MULTILINE)
+    assert sorted(verb for cells, _ in rows for verb in re.findall(r"\w+", cells)) == verbs()
+    parts = {part.__name__ for part in StorageContract.__bases__}
+    named = {name for _, cells in rows for name in re.findall(r"`([A-Z]\w+)`", cells)}
+    assert named - {"Configure"} <= parts

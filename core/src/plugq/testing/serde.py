@@ -32,7 +32,7 @@ class SerdeContract(Declared, Trips, Sharing, Refusals, Damage):
     carries text, integers of 64 bits, finite floats, booleans, ``None``, lists and dictionaries
     with text as keys; ``values`` adds what this one carries besides. Whatever else it is given
     comes back equal and of the same types, or is refused. ``hostile`` may return bytes that are
-    made against the format.
+    made against the format. The options should let values of a few hundred kilobytes pass.
 
     It needs Hypothesis, which ``pip install 'plugq[testing]'`` brings.
     """
