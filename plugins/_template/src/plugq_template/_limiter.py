@@ -10,7 +10,7 @@ import msgspec
 
 from plugq.duration import seconds
 from plugq.errors import ConfigError
-from plugq.protocols import API_VERSION, Capability, PluginContext, Step
+from plugq.protocols import Capability, PluginContext, Step
 
 #: A tag, the time of the latest grant, how many starts may fall into its window, and how many of
 #: those may come after it.
@@ -49,7 +49,7 @@ class TemplateLimiter:
     come after the end of its window counts in the next one, too.
     """
 
-    api_version: ClassVar[int] = API_VERSION
+    api_version: ClassVar[int] = 1
     Options: ClassVar[type[msgspec.Struct]] = TemplateLimiterOptions
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
 

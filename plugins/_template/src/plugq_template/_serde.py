@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from plugq.errors import PayloadError, PayloadTooLarge, Undecodable
-from plugq.protocols import API_VERSION, Capability, PluginContext, SerdeContext
+from plugq.protocols import Capability, PluginContext, SerdeContext
 
 #: What the first byte says of the others.
 _PLAIN, _PACKED = b"\x00", b"\x01"
@@ -31,7 +31,7 @@ class TemplateSerde:
     writer as by the reader: a few bytes can unpack to gigabytes.
     """
 
-    api_version: ClassVar[int] = API_VERSION
+    api_version: ClassVar[int] = 1
     Options: ClassVar[type[msgspec.Struct]] = TemplateSerdeOptions
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
     content_type: ClassVar[str] = "application/vnd.plugq.template+json"

@@ -9,7 +9,7 @@ import msgspec
 from plugq.clock import Clock, SystemClock
 from plugq.errors import ConfigError, Unavailable
 from plugq.lifecycle import Lifecycle
-from plugq.protocols import API_VERSION, Capability, PluginContext
+from plugq.protocols import Capability, PluginContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -56,7 +56,7 @@ class TemplateStorage(Lifecycle):
     and makes a second call do nothing.
     """
 
-    api_version: ClassVar[int] = API_VERSION
+    api_version: ClassVar[int] = 1
     Options: ClassVar[type[msgspec.Struct]] = TemplateStorageOptions
     #: What the class promises beyond the mandatory, and the contract then asks for.
     capabilities: ClassVar[frozenset[Capability]] = frozenset()
