@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 
 from plugq.errors import PayloadError, PayloadTooLarge, Undecodable
-from plugq.protocols import Capability, PluginContext, SerdeContext
+
+if TYPE_CHECKING:
+    from plugq.protocols import Capability, PluginContext, SerdeContext
 
 #: What the first byte says of the others.
 _PLAIN, _PACKED = b"\x00", b"\x01"

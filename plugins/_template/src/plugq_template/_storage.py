@@ -9,7 +9,6 @@ import msgspec
 from plugq.clock import Clock, SystemClock
 from plugq.errors import ConfigError, Unavailable
 from plugq.lifecycle import Lifecycle
-from plugq.protocols import Capability, PluginContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from plugq.job import JobRecord, JobRef
     from plugq.protocols import (
         BatchCounts,
+        Capability,
         ClaimReply,
         ClaimRequest,
         Edit,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NewJob,
         Notice,
         Page,
+        PluginContext,
         Register,
         RegisterChange,
         RenewReply,
