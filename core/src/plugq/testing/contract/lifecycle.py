@@ -201,6 +201,9 @@ class Lifecycle(Contract):
             for call in calls[::3]:
                 call.cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
             kept = {
                 str(number)
                 for number, result in enumerate(results)

@@ -389,6 +389,7 @@ class Ear:
         self.heard: list[Notice] = []
         self._scene = scene
         self._changed = asyncio.Event()
+        self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -412,6 +413,9 @@ class Ear:
             async for notice in stream:
                 self.heard.append(notice)
                 self._changed.set()
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            self._failure = error
+            self._changed.set()
         finally:
             await stream.aclose()
 
@@ -420,6 +424,8 @@ class Ear:
         try:
             async with asyncio.timeout(self._scene.contract.patience):
                 while not reached():
+                    if self._failure is not None:
+                        raise self._failure
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
