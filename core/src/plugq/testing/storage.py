@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
+from plugq.testing.contract.clocks import Clocks
+from plugq.testing.contract.ending import Ending
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
+from plugq.testing.contract.hostile import Hostile
 from plugq.testing.contract.index import Index
+from plugq.testing.contract.interrupted import Interruptions
+from plugq.testing.contract.leasehold import Leasehold
 from plugq.testing.contract.leases import Leases
 from plugq.testing.contract.lifecycle import Lifecycle, Time
 from plugq.testing.contract.limits import Limits
@@ -33,6 +38,7 @@ class StorageContract(
     Order,
     Fencing,
     Leases,
+    Leasehold,
     Limits,
     Budgets,
     Parks,
@@ -47,8 +53,12 @@ class StorageContract(
     Events,
     Registers,
     Lifecycle,
+    Ending,
+    Interruptions,
     Time,
+    Clocks,
     Payloads,
+    Hostile,
     Cost,
 ):
     """What every storage does, as tests.
