@@ -48,6 +48,7 @@ from plugq.protocols.storage import (
     Wake,
 )
 from plugq.testing.clock import ManualClock
+from plugq.testing.requirements import MissingHook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -94,6 +95,16 @@ class Contract:
         ``base_dir`` differ.
         """
         raise NotImplementedError
+
+    def outage(self, context: PluginContext) -> AbstractAsyncContextManager[None]:
+        """Return a context manager inside which the store of that context can not be reached.
+
+        Optional: without it the tests of outages are skipped. Inside it some calls may still
+        work; what matters is that those which do not fail in time and say so. After it the store
+        is as it was.
+        """
+        del context
+        raise MissingHook("outage")
 
     @asynccontextmanager
     async def scene(self) -> AsyncIterator[Scene]:
@@ -388,6 +399,10 @@ class Ear:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Watch no more; leaving the ``async with`` does so, too."""
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
