@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,7 +31,7 @@ from plugq.testing.contract.scene import Contract
 from plugq.testing.contract.snapshot import check_books, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from plugq.testing.contract.scene import Scene
 
@@ -188,25 +190,21 @@ class Hostile(Contract):
             before = await snapshot(scene)
             storage = scene.storage
             for text in _SURROGATES:
-                looks: list[Awaitable[object]] = [
-                    storage.get([JobRef("q", text), JobRef(text, "a")]),
-                    storage.find(FindQuery(queue=text)),
-                    storage.find(FindQuery(task=text)),
-                    storage.find(FindQuery(batch=text)),
-                    storage.find(FindQuery(cursor=text)),
-                    storage.batches([text]),
-                    storage.load([text]),
-                    storage.scan(text),
-                    storage.edit(Cancel((JobRef("q", text),))),
+                queries = [FindQuery(queue=text), FindQuery(task=text), FindQuery(batch=text)]
+                queries.append(FindQuery(cursor=text))
+                queries += [FindQuery(since=value) for value in _NO_TIMES]
+                queries += [FindQuery(until=value) for value in _NO_TIMES]
+                looks: list[Callable[[], Awaitable[object]]] = [
+                    partial(storage.get, [JobRef("q", text), JobRef(text, "a")]),
+                    partial(storage.batches, [text]),
+                    partial(storage.load, [text]),
+                    partial(storage.scan, text),
+                    partial(storage.edit, Cancel((JobRef("q", text),))),
+                    *(partial(storage.find, query) for query in queries),
                 ]
-                for value in _NO_TIMES:
-                    looks.append(storage.find(FindQuery(since=value)))
-                    looks.append(storage.find(FindQuery(until=value)))
                 for look in looks:
-                    try:
-                        await look
-                    except PlugqError:
-                        continue
+                    with contextlib.suppress(PlugqError):
+                        await look()
             assert await snapshot(scene) == before
 
     async def test_times_that_have_passed_count_as_now(self) -> None:

@@ -15,6 +15,7 @@ from plugq.protocols.storage import (
     LeaseRef,
     RegisterChange,
     Resync,
+    SubmitReply,
     SubmitStatus,
     SweepRequest,
 )
@@ -83,10 +84,11 @@ async def interrupt(call: Callable[[], Awaitable[Any]], number: int, *, answered
 
 
 class Act(msgspec.Struct):
-    """A call, and what of it has been done: all or nothing of these."""
+    """A call, what of it has been done (all or nothing), and whether its answer is right."""
 
     call: Callable[[], Coroutine[Any, Any, Any]]
     done: Callable[[], Coroutine[Any, Any, Sequence[bool]]]
+    right: Callable[[Any], bool] = lambda _: True
 
 
 async def _submitting(scene: Scene, mark: str) -> Act:
@@ -96,7 +98,10 @@ async def _submitting(scene: Scene, mark: str) -> Act:
     async def done() -> Sequence[bool]:
         return [job is not None for job in await scene.storage.get(refs)]
 
-    return Act(lambda: scene.storage.submit(jobs), done)
+    def right(replies: Sequence[SubmitReply]) -> bool:
+        return [reply.status for reply in replies] == [SubmitStatus.ACCEPTED] * 3
+
+    return Act(lambda: scene.storage.submit(jobs), done, right)
 
 
 async def _restoring(scene: Scene, mark: str) -> Act:
@@ -118,6 +123,7 @@ async def _claiming(scene: Scene, mark: str) -> Act:
     return Act(
         lambda: scene.storage.claim(request),
         lambda: _are(scene, JobState.RUNNING, mark, f"{mark}-0", f"{mark}-1"),
+        lambda reply: len(reply.leases) == 2,
     )
 
 
@@ -142,7 +148,11 @@ async def _settling_and_claiming(scene: Scene, mark: str) -> Act:
         states = [None if job is None else job.state for job in found]
         return [states[0] is JobState.SUCCEEDED, states[1] is JobState.RUNNING]
 
-    return Act(lambda: scene.storage.settle([settlement], request), done)
+    return Act(
+        lambda: scene.storage.settle([settlement], request),
+        done,
+        lambda answer: len(answer[1].leases) == 1,
+    )
 
 
 async def _renewing(scene: Scene, mark: str) -> Act:
@@ -242,8 +252,9 @@ class Interruptions(Contract):
                 came_so_far, *_ = await asyncio.gather(cut, left, right)
             parts = await act.done()
             assert len(set(parts)) == 1, f"{name}, cancelled in wait {number}, did half: {parts}"
-            await act.call()
+            again = await act.call()
             assert all(await act.done()), f"{name} did not work after it was cancelled"
+            assert act.right(again), f"{name}, made again, answered {again}"
             await check_books(scene)
             if not came_so_far:
                 return

@@ -6,6 +6,18 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from plugq.job import JobState, Outcome
+from plugq.protocols.edits import (
+    Cancel,
+    Configure,
+    Drain,
+    Pause,
+    Purge,
+    QueueSettings,
+    Redrive,
+    Reprioritise,
+    Resume,
+    Retain,
+)
 from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import RenewReply
 from plugq.testing.contract.scene import Contract
@@ -90,20 +102,21 @@ class Leasehold(Contract):
             await scene.submit("a", lane="l", max_attempts=5)
             lease = await scene.take("a", lease=5.0)
             scene.clock.advance(10)
+            refs = scene.refs("a")
             for edit in (
-                scene.redrive("a"),
-                scene.purge("a"),
-                scene.retain(0.0, "a"),
-                scene.reprioritise(7, "a"),
-                scene.pause(),
-                scene.drain(),
-                scene.resume(),
-                scene.configure(max_running=0, lane_max_running=1),
-                scene.configure(),
-                scene.cancel("a"),
-                scene.cancel("a"),
+                Redrive(refs),
+                Purge(refs),
+                Retain(refs, 0.0),
+                Reprioritise(refs, 7),
+                Pause(("q",)),
+                Drain(("q",)),
+                Resume(("q",)),
+                Configure((QueueSettings(queue="q", max_running=0),)),
+                Configure((QueueSettings(queue="q"),)),
+                Cancel(refs),
+                Cancel(refs),
             ):
-                await edit
+                await scene.storage.edit(edit)
                 await _stands(scene, lease)
             assert list(await scene.renew(lease)) == [RenewReply.CANCEL]
             assert await scene.end(lease, Outcome.FAIL) is JobState.CANCELLED

@@ -178,11 +178,11 @@ class Outages(Contract):
             await scene.submit("a")
             async with self.outage(scene.context):
                 calls = [asyncio.ensure_future(verb()) for verb in every_verb(scene).values()]
+                for call in calls:
+                    # Whatever they end with: a watch may just have ended.
+                    call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
                 await asyncio.sleep(0)
                 await self._ask(scene.storage.stop())
-                for call in calls:
-                    # A watch may just have ended.
-                    call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
                 await asyncio.wait(calls, timeout=6 * self.patience)
                 assert all(call.done() for call in calls), "a call hangs after stop"
             await scene.storage.start()

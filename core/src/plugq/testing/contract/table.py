@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plugq.job import TRANSITIONS, Event, JobState, Outcome, allowed
+from plugq.job import TRANSITIONS, AttemptRecord, Event, JobState, Outcome, allowed
 from plugq.protocols.edits import EditStatus
 from plugq.protocols.storage import Lease, SubmitStatus
 from plugq.testing.contract.scene import Contract
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SETTLED = {Event(outcome): outcome for outcome in Outcome}
 _DEADLINE = 3000.0
+_ERROR = AttemptRecord(attempt=0, code="error", type="ValueError", message="no luck")
 
 
 def _fields(event: Event, target: JobState | None) -> dict[str, Any]:
@@ -37,7 +38,7 @@ async def _happen(scene: Scene, event: Event, target: JobState | None) -> None:
         token = 1 if job is None else job.token
         lease = Lease(queue="q", id="a", task="t", token=token, attempt=1, max_attempts=1, body=b"")
         delay = 0.0 if target is JobState.QUEUED else 5.0
-        await scene.settle(lease, _SETTLED[event], delay=delay)
+        await scene.settle(lease, _SETTLED[event], delay=delay, error=_ERROR)
     elif event is Event.SUBMIT:
         await scene.send(scene.job("a", delay=5.0 if target is JobState.DELAYED else 0.0))
     elif event is Event.DUE:

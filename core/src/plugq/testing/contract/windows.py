@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from plugq.testing.contract.scene import Scene
 
 _PER = 1.0
-_OF_QUEUE, _OF_LANE = 6, 2
+_OF_QUEUE, _OF_LANE = 5, 2
 
 
 def _limiter(limit: int) -> Limiter:
@@ -65,7 +65,8 @@ class Windows(Contract):
         leases = list(reply.leases)
         if reply.wants:
             grants = tuple(_grant(want, reply.now) for want in reply.wants)
-            # Time passes while a broker decides.
+            # Time passes while a broker decides, and others decide on the same state.
+            await asyncio.sleep(0)
             side.clock.advance(pause)
             leases += (await side.ask(3, worker=worker, grants=grants)).leases
         for lease in leases:
