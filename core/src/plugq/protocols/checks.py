@@ -11,7 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from plugq.errors import InvalidJob
-from plugq.protocols.edits import Configure, Drain, JobEdit, Pause, Reprioritise, Resume, Retain
+from plugq.protocols.edits import Configure, JobEdit, Reprioritise, Retain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -179,7 +179,7 @@ def check_edit(edit: Edit) -> None:
     elif isinstance(edit, Configure):
         for settings in edit.settings:
             _settings(settings)
-    elif isinstance(edit, Pause | Drain | Resume):
+    else:
         _text("".join(edit.queues))
 
 

@@ -1136,6 +1136,46 @@ class FailsToTell(MemoryStorage):
         super().tell(events)
 
 
+class LetsTheLastSettlementCount(MemoryStorage):
+    """Whoever settles what has ended replaces its result."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        replies, claimed = await super().settle(settlements, claim)
+        taken = []
+        for settlement, reply in zip(settlements, replies, strict=True):
+            record = self._jobs.find(settlement.queue, settlement.id)
+            same = record is not None and record.token == settlement.token
+            if record is not None and reply.lost and same and record.state.final:
+                record.result = settlement.result
+                taken.append(SettleReply(record.state))
+            else:
+                taken.append(reply)
+        return taken, claimed
+
+
+class KeepsTheTokenOfAJob(MemoryStorage):
+    """Every attempt of a job runs under the token of the first."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        first = {
+            (job.job.queue, job.job.id): job.token
+            for queue in self._jobs.queues.values()
+            for job in queue.jobs.values()
+            if job.token
+        }
+        reply = await super().claim(request)
+        leases = []
+        for lease in reply.leases:
+            token = first.get((lease.queue, lease.id), lease.token)
+            record = self._jobs.find(lease.queue, lease.id)
+            if record is not None:
+                record.token = token
+            leases.append(replace(lease, token=token))
+        return replace(reply, leases=tuple(leases))
+
+
 class CountsWhatItRefuses(MemoryStorage):
     """A settlement that is refused counts as an end all the same."""
 
@@ -2067,7 +2107,20 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "ten_thousand_jobs_in_one_call",
         "the_number_of_calls_to_drain_does_not_grow_with_the_backlog",
     ),
+    LetsTheLastSettlementCount: (
+        "of_two_settlements_in_one_call_the_first_counts",
+        "concurrent_settlements_of_one_lease_count_once",
+    ),
+    KeepsTheTokenOfAJob: (
+        "tokens_rise_from_attempt_to_attempt",
+        "a_stale_token_is_refused_while_the_job_runs_elsewhere",
+    ),
     CountsWhatItRefuses: (
+        "a_stale_token_is_refused_after_the_job_was_queued_again",
+        "a_token_is_refused_after_the_job_was_settled",
+        "a_token_is_refused_after_the_job_was_purged",
+        "a_token_is_refused_by_a_new_generation",
+        "a_token_is_refused_after_a_redrive",
         "a_refused_settlement_changes_nothing_of_a_job_that_waits_again",
         "a_refused_settlement_changes_nothing_of_a_job_that_runs_elsewhere",
         "a_refused_settlement_changes_nothing_of_what_has_ended",
@@ -2106,7 +2159,11 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "a_clock_that_is_set_back_while_open_changes_nothing",
         "a_clock_that_jumps_forward_takes_all_along",
     ),
-    MakesTokensOfTheClock: ("tokens_rise_across_users_with_different_clocks",),
+    MakesTokensOfTheClock: (
+        "tokens_go_on_rising_when_the_clock_is_set_back",
+        "tokens_go_on_rising_after_a_restart",
+        "tokens_rise_across_users_with_different_clocks",
+    ),
     SubmitsInHalves: (
         "a_write_that_is_cancelled_while_it_waits_is_whole",
         "a_write_whose_answer_is_lost_is_whole",

@@ -67,7 +67,8 @@ class Edges(Contract):
                 for id_ttl in (0.0, 60.0):
                     async with self.scene() as scene:
                         own = state in {JobState.SUCCEEDED, JobState.CANCELLED}
-                        fields = {"result_ttl": 5.0, "failure_ttl": 5.0, "id_ttl": id_ttl}
+                        fields: dict[str, Any] = {"result_ttl": 5.0, "failure_ttl": 5.0}
+                        fields["id_ttl"] = id_ttl
                         fields["result_ttl" if own else "failure_ttl"] = ttl
                         await scene.bring("a", state, **fields)
                         kept = None if ttl is None else max(ttl, id_ttl)
