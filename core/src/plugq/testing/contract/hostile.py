@@ -40,9 +40,9 @@ _NO_TIMES: tuple[Any, ...] = (math.nan, math.inf, -math.inf, 10**400)
 #: Whole numbers that need more than 64 bits.
 _TOO_MUCH = (2**63, -(2**63) - 1, 10**30)
 _SURROGATES = ("\ud800", "a\udfff", "\udc80b")
-#: Four bytes a character: the longest id that is allowed, and longer names.
+#: The longest id that is allowed, and names that are about as long, in as few characters.
 _LONGEST = "\U0001f600" * 256
-_LONG = "\u65e5" * 4_000
+_LONG = "\u65e5" * 341
 _TIMES = ("delay", "run_at", "deadline_in", "deadline_at", "result_ttl", "failure_ttl", "id_ttl")
 
 
@@ -235,7 +235,7 @@ class Hostile(Contract):
             await scene.settled_store()
 
     async def test_the_longest_ids_and_long_names_go_through_a_life(self) -> None:
-        """1,024 bytes of id in four-byte characters, and names longer than that."""
+        """1,024 bytes of id in four-byte characters, and names of three-byte ones."""
         async with self.scene() as scene:
             assert len(_LONGEST.encode()) == 1_024
             await scene.submit(
