@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.errors import OutcomeUnknown, PlugqError, Unavailable
 from plugq.job import JobState
+from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import Finished, Happened, Resync, SubmitStatus
 from plugq.testing.contract.ending import every_verb
 from plugq.testing.contract.events import Hearing, numbered, refresh
 from plugq.testing.contract.scene import Contract
 from plugq.testing.contract.snapshot import check_books
+from plugq.testing.requirements import requires
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -125,6 +127,7 @@ class Outages(Contract):
             assert await scene.total("started") == 3
             await check_books(scene)
 
+    @requires(Capability.PUSH_WAKEUPS)
     async def test_a_watch_survives_an_outage(self) -> None:
         """It goes on, or says resync; nobody has to open it again."""
         async with self.scene() as scene, scene.listen("p") as ear:
@@ -143,6 +146,7 @@ class Outages(Contract):
                 "what happened after the outage",
             )
 
+    @requires(Capability.PUSH_WAKEUPS)
     async def test_listening_survives_an_outage(self) -> None:
         """Events told after it are heard, or a resync stands for them; telling never raises."""
         async with self.scene() as scene, Hearing(scene) as hearing:

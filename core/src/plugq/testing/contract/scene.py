@@ -92,7 +92,8 @@ class Contract:
 
         It is called several times with one context, also while it is open, and then gives the
         same store each time. Another context is another, empty store: its namespace and its
-        ``base_dir`` differ.
+        ``base_dir`` differ. One that differs in its clock alone is the same store, opened by a
+        process with that clock; only the tests of shared storages make such.
         """
         raise NotImplementedError
 
