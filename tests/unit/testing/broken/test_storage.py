@@ -2199,7 +2199,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     LeaksWhenItsStopIsCancelled: ("a_cancelled_stop_can_be_made_again",),
     SwallowsRefusals: (
         "a_job_with_a_time_that_is_none_is_refused",
-        "a_number_beyond_64_bits_is_refused",
+        "a_number_of_more_than_64_bits_is_refused",
         "a_claim_that_means_nothing_is_refused",
         "a_settlement_that_means_nothing_is_refused",
         "a_renewal_that_means_nothing_is_refused",
@@ -2209,7 +2209,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     ),
     StoresTheSoundPart: (
         "a_job_with_a_time_that_is_none_is_refused",
-        "a_number_beyond_64_bits_is_refused",
+        "a_number_of_more_than_64_bits_is_refused",
         "text_without_an_encoding_is_refused",
     ),
     EncodesWithoutCare: ("looking_for_what_can_not_be_there_finds_nothing",),

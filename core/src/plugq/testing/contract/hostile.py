@@ -79,7 +79,7 @@ class Hostile(Contract):
             await scene.submit("sound")
             assert await scene.claimed_ids() == ["sound"]
 
-    async def test_a_number_beyond_64_bits_is_refused(self) -> None:
+    async def test_a_number_of_more_than_64_bits_is_refused(self) -> None:
         """A priority and a number of attempts."""
         async with self.scene() as scene:
             for value in _TOO_MUCH:
