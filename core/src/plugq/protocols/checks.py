@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
+#: What the details of a progress may hold: as much as the wire carries.
+_MOST_DETAIL = 2**64 - 1
 _TIMES = ("delay", "run_at", "deadline_in", "deadline_at", "result_ttl", "failure_ttl", "id_ttl")
 _TIMES_OF_RECORD = (
     "submitted_at",
@@ -223,8 +225,9 @@ def _progress(progress: Progress | None) -> None:
         _text(name)
         if isinstance(value, str):
             _text(value)
-        elif isinstance(value, int):
-            _whole("progress", value)
+        elif isinstance(value, int) and not _LEAST <= value <= _MOST_DETAIL:
+            message = f"progress: {value} does not fit into 64 bits; give a smaller number"
+            raise InvalidJob(message)
 
 
 def _time(name: str, value: float | None) -> None:

@@ -146,6 +146,13 @@ class Hostile(Contract):
             torn = LeaseRef("q", "a", lease.token, Progress(current=1.0, message="\ud800"))
             await _is_refused(scene.storage.renew([torn], lease=1.0), "progress")
             assert await snapshot(scene) == before
+            # As much as clients may send: one job's news must not hold up other leases.
+            details: dict[str, Any] = {"most": 2**64 - 1, "least": -(2**63), "nan": math.nan}
+            news = LeaseRef("q", "a", lease.token, Progress(current=1e300, details=details))
+            assert list(await scene.storage.renew([news], lease=1.0)) == ["ok"]
+            shown = (await scene.show("a")).progress
+            assert shown is not None
+            assert (shown.details or {})["most"] == 2**64 - 1
 
     async def test_edits_sweeps_and_registers_that_mean_nothing_are_refused(self) -> None:
         """And change nothing."""
