@@ -41,7 +41,7 @@ class TestLockedFile(Outages):
 
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
-        storage = SqliteStorage(SqliteOptions(path="jobs.db", busy_timeout="50ms"), context)
+        storage = SqliteStorage(SqliteOptions(path="jobs.db", busy_timeout="250ms"), context)
         await storage.start()
         try:
             yield storage
