@@ -222,5 +222,5 @@ async def test_a_key_that_is_no_text_is_refused_by_every_verb_of_registers(
             storage.scan("\ud800"),
             storage.swap([RegisterChange(key="\ud800", expect=0, value=b"")]),
         ):
-            with pytest.raises(InvalidJob, match="can not be (stored in SQLite|written as UTF-8)"):
+            with pytest.raises(InvalidJob, match=r"can not be (stored in SQLite|written as UTF-8)"):
                 await verb
