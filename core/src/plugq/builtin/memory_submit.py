@@ -121,7 +121,7 @@ def _store(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitRepl
         table.remove(former)
     record = Record(job, queue, table.next_sequence(), generation)
     record.submitted_at = now
-    record.ready_at = now + job.delay if job.run_at is None else max(now, job.run_at)
+    record.ready_at = max(now, now + job.delay if job.run_at is None else job.run_at)
     record.deadline_at = job.deadline_at
     if job.deadline_in is not None:
         relative, absolute = now + job.deadline_in, job.deadline_at

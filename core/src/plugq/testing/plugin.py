@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from plugq.testing.requirements import MissingCapability
+from plugq.testing.requirements import MissingCapability, MissingHook
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -37,10 +37,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Turn a missing capability into a skip that names it, whoever ran the test."""
+    """Turn a missing capability or hook into a skip that names it, whoever ran the test."""
     if not _is_contract(item):
         return (yield)
     try:
         return (yield)
-    except MissingCapability as missing:
+    except (MissingCapability, MissingHook) as missing:
         pytest.skip(str(missing))

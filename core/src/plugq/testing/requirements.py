@@ -31,6 +31,14 @@ class MissingCapability(Exception):
         self.missing = missing
 
 
+class MissingHook(Exception):
+    """The class under test has no such optional hook; the pytest plugin skips the test."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the hook {name}() is not written; override it to run these tests")
+        self.name = name
+
+
 def requires(
     *capabilities: Capability,
 ) -> Callable[
@@ -54,4 +62,4 @@ def requires(
     return decorate
 
 
-__all__ = ["MissingCapability", "requires"]
+__all__ = ["MissingCapability", "MissingHook", "requires"]

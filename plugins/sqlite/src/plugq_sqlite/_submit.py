@@ -180,7 +180,7 @@ class _Submission:
             if length >= queue.max_length:
                 self.full.add(queue.id)
         self.draining = self.draining or bool(queue.draining)
-        ready_at = tx.now + job.delay if job.run_at is None else max(tx.now, job.run_at)
+        ready_at = max(tx.now, tx.now + job.delay if job.run_at is None else job.run_at)
         state = DELAYED if ready_at > tx.now else QUEUED
         self.sequence += 1
         self.new.append(_New(job, queue, self.sequence, state, ready_at, generation, replaces))
