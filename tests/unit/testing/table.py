@@ -1,13 +1,14 @@
 """Writes the tables of docs/conformance.md: ``python tests/unit/testing/table.py``.
 
-They are made of what the modules in broken/ are parametrised with: ``CASES``, or else every
-constant that is a mapping from classes to names. A module that has neither has no table.
+They are made of what the modules in broken/ are parametrised with: ``CASES``, and every constant
+that is a mapping from classes to names. A module that has neither has no table.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,14 +56,11 @@ def caught(module: ModuleType) -> dict[type, list[str]]:
 
 
 def _pairs(module: ModuleType) -> Iterator[tuple[type, str]]:
-    cases = getattr(module, "CASES", None)
-    if cases is not None:
-        for case in cases:
-            values = getattr(case, "values", case)
-            broken = next((value for value in values if isinstance(value, type)), None)
-            if broken is not None:
-                yield from ((broken, value) for value in values if isinstance(value, str))
-        return
+    for case in getattr(module, "CASES", ()):
+        values = getattr(case, "values", case)
+        broken = next((value for value in values if isinstance(value, type)), None)
+        if broken is not None:
+            yield from ((broken, value) for value in values if isinstance(value, str))
     for constant, mapping in vars(module).items():
         if not (constant.isupper() and isinstance(mapping, Mapping)):
             continue
@@ -88,11 +86,17 @@ def tables() -> str:
         parts += [f"### {_cell(title)}", "", "| broken plugin | its fault | caught by |"]
         parts += ["|---|---|---|"]
         for broken, names in rows.items():
-            fault = (vars(broken).get("__doc__") or "").split("\n\n")[0]
+            fault = (vars(broken).get("__doc__") or _words(broken)).split("\n\n")[0]
             listed = ", ".join(f"`{_cell(name)}`" for name in names)
             parts.append(f"| `{broken.__name__}` | {_cell(fault)} | {listed} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _words(broken: type) -> str:
+    """Return the name of a class as a sentence, for one of which it says all."""
+    words = re.sub(r"(?<!^)(?=[A-Z])", " ", broken.__name__).lower()
+    return f"{words.capitalize()}."
 
 
 def _cell(text: str) -> str:

@@ -48,8 +48,8 @@ class Reporter:
         self.results: dict[str, Result] = {}
         self.problems: list[str] = []
         self.declared: tuple[str, ...] | None = None
-        self.left_out = 0
-        self.hung = False
+        self.left_out: int = 0
+        self.hung: bool = False
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Bound every coroutine test, and let assertions of the kit say what they compared."""
@@ -251,7 +251,7 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
         # Imported before the session, so that nothing but its text can be shown.
         marked = [line for line in report.longreprtext.splitlines() if line.startswith(">")]
         first = marked[-1].removeprefix(">").strip() if marked else first
-    return first[:300]
+    return first.removeprefix("AssertionError: ")[:300]
 
 
 def _last(text: str) -> str:
