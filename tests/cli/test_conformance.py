@@ -165,6 +165,17 @@ def test_a_false_declaration_is_a_failure(shell: Shell) -> None:
     }
 
 
+def test_a_process_that_fails_is_told_of_in_a_line(shell: Shell) -> None:
+    forgetful = (
+        "    capabilities = frozenset({Capability.DURABLE})\n    async def submit(self, jobs):"
+    )
+    shell.write("broken.py", BROKEN.replace("    async def submit(self, jobs):", forgetful, 1))
+    run = shell.run("conformance", "broken:Forgetful", "-k", "acknowledged_outlasts")
+    assert run.returncode == 1
+    assert "Traceback" not in run.stdout
+    assert "    the process ended with 1: AssertionError" in run.stdout
+
+
 def test_a_plugin_that_hangs_ends(shell: Shell) -> None:
     shell.write("broken.py", BROKEN)
     run = shell.run("conformance", "broken:Slow", "-k", "a_skip_is_final", "--timeout", "0.5")

@@ -34,6 +34,7 @@ _GRACE = 10.0
 _ASKING = 30.0
 #: What would run the tests in another way or print beside the report.
 _UNWANTED = ("cacheprovider", "randomly", "xdist", "sugar", "timeout", "pytest_cov")
+_TRACEBACK = "Traceback (most recent call last):"
 
 
 class Reporter:
@@ -251,6 +252,9 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
         # Imported before the session, so that nothing but its text can be shown.
         marked = [line for line in report.longreprtext.splitlines() if line.startswith(">")]
         first = marked[-1].removeprefix(">").strip() if marked else first
+    if _TRACEBACK in first:
+        # Of a process that failed: what it raised comes last.
+        first = first.replace(_TRACEBACK, lines[-1])
     return first.removeprefix("AssertionError: ")[:300]
 
 
