@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("plugq.testing.contract")
 
+#: Seconds that one coroutine test may take, on a machine that is busy.
+DEFAULT_LIMIT = 300.0
+#: Where a session keeps another one.
+LIMIT = pytest.StashKey[float]()
+
 
 def _is_contract(item: pytest.Item) -> bool:
     # Items of other plugins, such as the documents of Sybil, have no class.
@@ -31,8 +36,24 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not _is_contract(pyfuncitem) or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     with asyncio.Runner(debug=False) as runner:
-        runner.run(pyfuncitem.obj())
+        runner.run(_bounded(pyfuncitem))
     return True
+
+
+async def _bounded(item: pytest.Function) -> None:
+    limit = item.config.stash.get(LIMIT, DEFAULT_LIMIT)
+    try:
+        async with asyncio.timeout(limit) as bound:
+            await item.obj()
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise AssertionError(hangs(limit)) from None
+
+
+def hangs(limit: float) -> str:
+    """Return how a test is told of that did not end."""
+    return f"it did not end within {limit:g} s: the plugin hangs"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,8 @@ class Declares(Protocol):
 
 C = TypeVar("C", bound=Declares)
 
+_ATTRIBUTE = "plugq_requires"
+
 
 class MissingCapability(Exception):
     """The plugin under test does not declare what the test needs; the pytest plugin skips it."""
@@ -57,9 +59,16 @@ def requires(
                 raise MissingCapability(missing)
             await test(contract)
 
+        setattr(run, _ATTRIBUTE, frozenset(capabilities))
         return run
 
     return decorate
 
 
-__all__ = ["MissingCapability", "MissingHook", "requires"]
+def required_by(test: object) -> frozenset[Capability]:
+    """Return the capabilities without which a contract test is skipped."""
+    found: frozenset[Capability] = getattr(test, _ATTRIBUTE, frozenset())
+    return found
+
+
+__all__ = ["MissingCapability", "MissingHook", "required_by", "requires"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
+from plugq.testing.contract.capabilities import Capabilities
 from plugq.testing.contract.clocks import Clocks
 from plugq.testing.contract.edges import Edges
 from plugq.testing.contract.ending import Ending
@@ -73,6 +74,7 @@ class StorageContract(
     Payloads,
     Processes,
     Hostile,
+    Capabilities,
     Cost,
 ):
     """What every storage does, as tests.

@@ -2330,13 +2330,3 @@ CASES = [
 def test_a_broken_storage_is_caught(broken: type[MemoryStorage], name: str) -> None:
     assert run(Lasting if issubclass(broken, Lasting) else MemoryStorage, name) is None
     assert run(broken, name) is not None
-
-
-def test_every_subject_of_the_contract_has_caught_something() -> None:
-    names = {f"test_{name}" for names in CAUGHT_BY.values() for name in names}
-    untried = {
-        subject.__name__
-        for subject in StorageContract.__bases__
-        if not any(name in vars(subject) for name in names)
-    }
-    assert untried == set()
