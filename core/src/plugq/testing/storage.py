@@ -7,6 +7,7 @@ from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
+from plugq.testing.contract.histories import Histories
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.leases import Leases
 from plugq.testing.contract.lifecycle import Lifecycle, Time
@@ -50,6 +51,7 @@ class StorageContract(
     Time,
     Payloads,
     Cost,
+    Histories,
 ):
     """What every storage does, as tests.
 
