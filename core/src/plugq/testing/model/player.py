@@ -13,6 +13,7 @@ from plugq.protocols.storage import (
     Holder,
     Lease,
     LeaseRef,
+    NewJob,
     RegisterChange,
     Settlement,
     SweepRequest,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from plugq.testing.contract.scene import Contract, Scene
 
 #: What the histories of the machine use, so that a look needs no others.
-QUEUES, IDS, BATCHES = ("a", "b"), tuple("abcdefghijkl"), ("x", "y")
+QUEUES, IDS, BATCHES = ("a", "b"), tuple("abcdef"), ("x", "y")
 _SHARED = frozenset({Capability.SHARED_PROCESSES, Capability.SHARED_HOSTS})
 _EVERYTHING = 1_000
 #: More than the jobs of one lane, which run one after the other.
@@ -47,6 +48,7 @@ class Player:
         self._stack = AsyncExitStack()
         self._sides: list[tuple[AsyncExitStack, Scene]] = []
         self._submissions = 0
+        self._sent: list[NewJob] = []
 
     async def __aenter__(self) -> Self:
         self._scene = await self._stack.enter_async_context(self.contract.scene())
@@ -150,10 +152,14 @@ class Player:
 
     async def _submit(self, side: Scene, *, jobs: list[dict[str, Any]]) -> None:
         self._now()
-        given = []
+        given: list[NewJob] = []
         for fields in jobs:
+            if "again" in fields:
+                given += self._sent[-1 - fields["again"] :][:1]
+                continue
             self._submissions += 1
             given.append(new_job(self.model, self._submissions, fields))
+        self._sent += given
         self.model.submitted(given, await side.storage.submit(given))
 
     async def _restore(self, side: Scene, **fields: Any) -> None:
@@ -290,6 +296,9 @@ class Player:
 
     async def _edit(self, side: Scene, **fields: Any) -> None:
         self._now()
+        held = self._lease(fields.pop("lease", 0))
+        if "refs" not in fields and fields["kind"] in {"cancel", "redrive", "purge"}:
+            fields["refs"] = [] if held is None else [[held.queue, held.id]]
         edit = edit_of(self.model, fields)
         self.model.edited(edit, await side.storage.edit(edit))
 
