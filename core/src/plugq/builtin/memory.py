@@ -19,6 +19,7 @@ from plugq.builtin.memory_jobs import JobTable
 from plugq.builtin.memory_registers import RegisterFile
 from plugq.builtin.memory_signals import Listener, SignalBoard, Watch
 from plugq.clock import SystemClock
+from plugq.protocols.numbers import refuse_nan_jobs, refuse_nan_settlements
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq.protocols.storage import Loaded, SweepReply
 
@@ -89,6 +90,7 @@ class MemoryStorage:
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs and answer for each."""
+        refuse_nan_jobs(jobs)
         with self._lock:
             replies = memory_submit.submit(self._jobs, jobs, self._now())
             self._signals.flush()
@@ -115,6 +117,7 @@ class MemoryStorage:
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim."""
+        refuse_nan_settlements(settlements)
         with self._lock:
             now = self._now()
             replies = [

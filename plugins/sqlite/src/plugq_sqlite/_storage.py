@@ -14,6 +14,7 @@ import aiosqlite
 from plugq.clock import SystemClock
 from plugq.errors import Unavailable
 from plugq.lifecycle import Lifecycle
+from plugq.protocols.numbers import refuse_nan_jobs, refuse_nan_settlements
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq_sqlite import _reads
 from plugq_sqlite._claims import claim_alone, renew
@@ -132,6 +133,7 @@ class SqliteStorage(Lifecycle):
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""
+        refuse_nan_jobs(jobs)
         size = sum(len(job.body) for job in jobs)
         return await self._writer.call(partial(submit, jobs=jobs), len(jobs), size)
 
@@ -150,6 +152,7 @@ class SqliteStorage(Lifecycle):
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim, in one transaction."""
+        refuse_nan_settlements(settlements)
         items = len(settlements) + (0 if claim is None else claim.limit)
         size = sum(len(settlement.result or b"") for settlement in settlements)
         call = partial(settle, settlements=settlements, claim=claim)
