@@ -67,7 +67,7 @@ _job = _some(
         "not_after_in": st.sampled_from((-0.125, 0.0, 5.0)),
     },
 )
-_plain_job = _some({"id": st.sampled_from(IDS), "queue": st.just("a")}, {"lane": st.just("m")})
+_plain_job = _some({"id": st.sampled_from(IDS), "max_attempts": st.integers(1, 3)}, {"lane": st.just("m")})
 _submit = st.lists(_job, min_size=1, max_size=5).map(lambda jobs: {"jobs": jobs})
 _submit_plain = st.lists(_plain_job, min_size=1, max_size=5).map(lambda jobs: {"jobs": jobs})
 _again = st.lists(_age, min_size=1, max_size=3).map(
