@@ -50,11 +50,11 @@ def submit(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[SubmitRe
     replies: list[SubmitReply] = []
     for job in jobs:
         queue = table.queues[job.queue]
-        replies.append(_judge(table, queue, job, now) or _store(table, queue, job, now))
+        replies.append(_judge(queue, job, now) or _store(table, queue, job, now))
     return replies
 
 
-def _judge(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitReply | None:
+def _judge(queue: Queue, job: NewJob, now: float) -> SubmitReply | None:
     """Return why a job is not stored, ``None`` if it is to be."""
     record = queue.jobs.get(job.id)
     if record is not None and not record.expired(now):
@@ -84,7 +84,7 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
     for job in jobs:
         queue = table.queues[job.queue]
         identity = (job.queue, job.id)
-        reply = None if identity in stored else _judge(table, queue, job, now)
+        reply = None if identity in stored else _judge(queue, job, now)
         if reply is not None:
             replies.append(reply)
             continue

@@ -22,15 +22,15 @@ def refuse_nan_jobs(jobs: Iterable[NewJob]) -> None:
         unique = job.unique
         # NaN is the one value that differs from itself.
         if (
-            job.delay != job.delay  # noqa: PLR0124
-            or job.id_ttl != job.id_ttl  # noqa: PLR0124
-            or job.result_ttl != job.result_ttl  # noqa: PLR0124
-            or job.failure_ttl != job.failure_ttl  # noqa: PLR0124
-            or job.run_at != job.run_at  # noqa: PLR0124
-            or job.deadline_in != job.deadline_in  # noqa: PLR0124
-            or job.deadline_at != job.deadline_at  # noqa: PLR0124
-            or job.not_after != job.not_after  # noqa: PLR0124
-            or (unique is not None and unique.ttl != unique.ttl)  # noqa: PLR0124
+            job.delay != job.delay
+            or job.id_ttl != job.id_ttl
+            or job.result_ttl != job.result_ttl
+            or job.failure_ttl != job.failure_ttl
+            or job.run_at != job.run_at
+            or job.deadline_in != job.deadline_in
+            or job.deadline_at != job.deadline_at
+            or job.not_after != job.not_after
+            or (unique is not None and unique.ttl != unique.ttl)
         ):
             raise InvalidJob(f"{job.queue}/{job.id}: a time of it is NaN; give a number")
 

@@ -1176,7 +1176,7 @@ class TakesWhatIsNoNumber(MemoryStorage):
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         return await super().submit(
-            [replace(job, delay=0.0) if job.delay != job.delay else job for job in jobs]  # noqa: PLR0124
+            [replace(job, delay=0.0) if job.delay != job.delay else job for job in jobs]
         )
 
 

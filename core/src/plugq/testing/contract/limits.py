@@ -343,9 +343,7 @@ class Limits(Contract):
             assert await scene.claimed_ids() == []
             (stats,) = (await scene.storage.stats()).queues
             assert stats.oldest is None
-            held = Lease(
-                queue="q", id="b", task="t", token=1, attempt=1, max_attempts=1, body=b""
-            )
+            held = Lease(queue="q", id="b", task="t", token=1, attempt=1, max_attempts=1, body=b"")
             await scene.end(held)
             assert await scene.claimed_ids() == ["a"]
 

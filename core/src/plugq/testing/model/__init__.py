@@ -15,8 +15,8 @@ run, here on a subclass in ``tests/test_mine.py``, prints its seeds::
     PLUGQ_MODEL_STEPS=20000 pytest -s --timeout=0 tests/test_mine.py -k every_history
     PLUGQ_MODEL_STEPS=2000 PLUGQ_MODEL_SEED=7 pytest -s tests/test_mine.py -k every_history
 
-A step is a verb and plain arguments (``steps``), and what fails is told as JSON, without
-whatever it does not take: ``[["submit", {"jobs": [{"id": "a"}]}], ["claim", {}]]``. To keep it as a regression
-that every storage is held to, put it into a file ``plugq/testing/histories/<what-it-shows>.json``;
+A step is a verb and plain arguments (``steps``), and what fails is told as JSON, shortened:
+``[["submit", {"jobs": [{"id": "a"}]}], ["claim", {}]]``. To keep it as a regression that every
+storage is held to, put it into a file ``plugq/testing/histories/<what-it-shows>.json``;
 ``test_histories_that_once_went_wrong_agree_with_the_model`` finds it there.
 """

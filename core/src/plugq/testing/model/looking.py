@@ -172,9 +172,9 @@ class Model(Steering):
                 expect(one is not None, "I13", f"stats do not know task {queue.name}/{task}")
                 assert one is not None
                 self._counted(queue, one, totals)
-        for task in shown.values():
-            some = any(task.counts.values()) or any(task.totals.values())
-            expect(not some, "I13", f"stats count what was never submitted: {task}")
+        for other in shown.values():
+            some = any(other.counts.values()) or any(other.totals.values())
+            expect(not some, "I13", f"stats count what was never submitted: {other}")
         for standing in stats.queues:
             self._stands_as(standing)
 

@@ -67,7 +67,9 @@ _job = _some(
         "not_after_in": st.sampled_from((-0.125, 0.0, 5.0)),
     },
 )
-_plain_job = _some({"id": st.sampled_from(IDS), "max_attempts": st.integers(1, 3)}, {"lane": st.just("m")})
+_plain_job = _some(
+    {"id": st.sampled_from(IDS), "max_attempts": st.integers(1, 3)}, {"lane": st.just("m")}
+)
 _submit = st.lists(_job, min_size=1, max_size=5).map(lambda jobs: {"jobs": jobs})
 _submit_plain = st.lists(_plain_job, min_size=1, max_size=5).map(lambda jobs: {"jobs": jobs})
 _again = st.lists(_age, min_size=1, max_size=3).map(
@@ -88,7 +90,7 @@ _settlement = _some(
         "at_in": st.sampled_from((-5.0, 6.0)),
         "code": st.sampled_from(("unknown_task", "mine")),
         "progress": st.just(3.0),
-        "error": st.just(True),
+        "error": st.just(value=True),
         "off": st.sampled_from((-1, 1)),
     },
 )
@@ -111,7 +113,7 @@ _sweep = _some(
     {
         "limit": st.integers(1, 3),
         "max_crashes": st.integers(1, 2),
-        "end_leases": st.just(False),
+        "end_leases": st.just(value=False),
         "deadline_grace": st.sampled_from((0.0, 3.0)),
     },
 )

@@ -47,7 +47,7 @@ class Player:
         self.requests: dict[str, list[ClaimRequest]] = {}
         self._stack = AsyncExitStack()
         self._sides: list[tuple[AsyncExitStack, Scene]] = []
-        self._submissions = 0
+        self._submissions = self._taken = 0
         self._sent: list[NewJob] = []
 
     async def __aenter__(self) -> Self:
@@ -76,34 +76,35 @@ class Player:
     async def play(self, step: Step) -> None:
         """Take one step and look at everything; what disagrees is told with the history."""
         self.played.append(step)
-        verb, arguments = step
-        storage = self._side(len(self.played))
         try:
-            await getattr(self, f"_{verb}")(storage, **arguments)
-            await self._look(self._side(len(self.played) // 2))
+            await self._take(step)
         except Exception as error:
             error.add_note(f"the history, to be kept as a regression:\n{written(self.played)}")
             raise
 
+    async def _take(self, step: Step) -> None:
+        verb, arguments = step
+        self._taken += 1
+        await getattr(self, f"_{verb}")(self._side(self._taken), **arguments)
+        await self._look(self._side(self._taken // 2))
+
     async def end(self) -> None:
         """Run everything that is left; afterwards all jobs are final and were started."""
-        played, self.played = self.played, []
         try:
             for step in self._last():
-                await self.play(step)
+                await self._take(step)
             for _ in range(_ROUNDS):
                 if all(job.state in FINAL for job in self.model.all()):
                     break
-                await self.play(("advance", {"seconds": 64.0}))
-                await self.play(("sweep", {}))
-                await self.play(("claim", {"queues": list(QUEUES), "limit": 100}))
-                await self.play(("settle", {"all": True}))
+                await self._take(("advance", {"seconds": 64.0}))
+                await self._take(("sweep", {}))
+                await self._take(("claim", {"queues": list(QUEUES), "limit": 100}))
+                await self._take(("settle", {"all": True}))
             self.model.drained()
         except Exception as error:
-            error.add_note(f"in the end of this history:\n{written(played)}")
+            text = "when what is left was run after this history, to be kept as a regression"
+            error.add_note(f"{text}:\n{written(self.played)}")
             raise
-        finally:
-            self.played = played
 
     def _last(self) -> list[Step]:
         queues = list(QUEUES)
@@ -183,9 +184,7 @@ class Player:
             return made[-1 - again % len(made)]
         names = tuple(queues or QUEUES[:1])
         number = len(made) + 1
-        request = ClaimRequest(
-            worker=worker, number=number, queues=names, limit=limit, lease=lease
-        )
+        request = ClaimRequest(worker=worker, number=number, queues=names, limit=limit, lease=lease)
         made.append(request)
         return request
 

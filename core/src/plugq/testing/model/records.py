@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from plugq.job import FINAL, LINGER, WAITING, AttemptRecord, JobState, Progress
-from plugq.protocols.edits import QueueSettings
 
 if TYPE_CHECKING:
+    from plugq.protocols.edits import QueueSettings
     from plugq.protocols.storage import NewJob
 
 #: Times that differ by less are the same: a storage may keep milliseconds.

@@ -241,12 +241,7 @@ class Running(Jobs):
             self.remember(job, settlement.error)
         if outcome in {Outcome.SNOOZE, Outcome.RELEASE}:
             job.attempt -= 1
-        if outcome is Outcome.RELEASE and settlement.code == "unknown_task":
-            if not job.unknown:
-                job.unknown_since = self.now
-            job.unknown += 1
-        elif outcome is not Outcome.RELEASE:
-            job.unknown = 0
+        self._note_unknown(job, settlement)
         if state.final:
             failed = state is JobState.FAILED
             self.finish(job, state, settlement.code or ("error" if failed else ""))
@@ -257,6 +252,14 @@ class Running(Jobs):
             if outcome is Outcome.RETRY and settlement.at is not None:
                 job.ready_at = max(self.now, settlement.at)
         self.wait(job, state)
+
+    def _note_unknown(self, job: Job, settlement: Settlement) -> None:
+        if settlement.outcome is not Outcome.RELEASE:
+            job.unknown = 0
+        elif settlement.code == "unknown_task":
+            if not job.unknown:
+                job.unknown_since = self.now
+            job.unknown += 1
 
     def _after(self, job: Job, settlement: Settlement) -> JobState:
         """Return where a settlement leads, as the table in section 3 of the design says."""

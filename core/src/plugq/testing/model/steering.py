@@ -16,7 +16,6 @@ from plugq.protocols.edits import (
     Reprioritise,
     Retain,
 )
-from plugq.protocols.storage import Register
 from plugq.testing.model.records import expect
 from plugq.testing.model.running import Running
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from plugq.protocols.edits import Edit, EditReply
     from plugq.protocols.storage import (
         Change,
+        Register,
         RegisterChange,
         Swapped,
         SweepReply,
@@ -189,7 +189,7 @@ class Steering(Running):
     def _edit(self, edit: JobEdit, job: Job) -> tuple[EditStatus, set[JobState | None]]:
         """Make a change; return what was done and the states that the answer may name."""
         shown: set[JobState | None] = set(job.shown(self.now))
-        stored: set[JobState | None] = {job.state} | shown
+        stored: set[JobState | None] = {job.state, *shown}
         final = all(state is not None and state.final for state in shown)
         if isinstance(edit, Cancel):
             return self._cancel(job, final=final, shown=shown)

@@ -32,8 +32,16 @@ if TYPE_CHECKING:
 #: A verb and its arguments.
 Step = tuple[str, dict[str, Any]]
 
-_OF_JOBS = {"cancel": Cancel, "redrive": Redrive, "purge": Purge}
-_OF_QUEUES = {"pause": Pause, "drain": Drain, "resume": Resume}
+_OF_JOBS: dict[str, type[Cancel | Redrive | Purge]] = {
+    "cancel": Cancel,
+    "redrive": Redrive,
+    "purge": Purge,
+}
+_OF_QUEUES: dict[str, type[Pause | Drain | Resume]] = {
+    "pause": Pause,
+    "drain": Drain,
+    "resume": Resume,
+}
 
 
 def written(steps: list[Step]) -> str:
