@@ -201,8 +201,9 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     ``delay`` is the retry, snooze or release delay; ``at`` stands in its place for a retry at a
     moment; NaN is refused with :class:`~plugq.errors.InvalidJob`. ``error`` goes into the history;
     the storage fills in its worker and times. ``code`` is kept as the reason of the final state; a
-    release with the code ``unknown_task`` is counted in ``Lease.unknown``. ``task``, ``attempt``, ``lane`` and ``batch`` are those of the lease, for
-    whoever tells of it; a storage does not read them.
+    release with the code ``unknown_task`` is counted in ``Lease.unknown``. ``task``, ``attempt``,
+    ``lane`` and ``batch`` are those of the lease, for whoever tells of it; a storage does not read
+    them.
     """
 
     queue: str

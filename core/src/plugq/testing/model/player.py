@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from plugq.job import JobRecord
+    from plugq.testing.clock import ManualClock
     from plugq.testing.contract.scene import Contract, Scene
 
 #: What the histories of the machine use, so that a look needs no others.
@@ -40,8 +41,12 @@ _ROUNDS = 2 * len(QUEUES) * len(IDS)
 class Player:
     """One history: a storage, opened twice where that is declared, and the model beside it."""
 
+    #: The clock of the storage, and the model; both from the moment that the history is entered.
+    clock: ManualClock
+    model: Model
+
     def __init__(self, contract: Contract) -> None:
-        self.contract = contract
+        self.contract: Contract = contract
         self.played: list[Step] = []
         self.leases: list[Lease] = []
         self.requests: dict[str, list[ClaimRequest]] = {}

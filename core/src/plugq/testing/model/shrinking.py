@@ -53,8 +53,8 @@ class _Search:
     def __init__(
         self, contract: Contract, steps: list[Step], error: Exception, until: float
     ) -> None:
-        self.steps = steps
-        self.error = error
+        self.steps: list[Step] = steps
+        self.error: Exception = error
         self._contract = contract
         self._until = until
 
