@@ -190,6 +190,8 @@ class Steering(Running):
         """Make a change; return what was done and the states that the answer may name."""
         shown: set[JobState | None] = set(job.shown(self.now))
         stored: set[JobState | None] = {job.state, *shown}
+        if job.due(self.now):
+            stored.add(JobState.QUEUED)
         final = all(state is not None and state.final for state in shown)
         if isinstance(edit, Cancel):
             return self._cancel(job, final=final, shown=shown)
