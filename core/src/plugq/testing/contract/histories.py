@@ -40,28 +40,34 @@ def _number(name: str) -> int | None:
     return int(text)
 
 
+def _anywhere() -> int:
+    return random.SystemRandom().randrange(1 << 32)
+
+
 class Histories(Contract):
     """Random and remembered histories, compared with the model after every step."""
 
     #: How many steps the short form takes, in histories of about fifty.
     model_steps: ClassVar[int] = 1_000
+    #: Where it begins, so that a failure belongs to the change under test; ``None``: anywhere.
+    model_seed: ClassVar[int | None] = 1
 
     def test_every_history_agrees_with_the_model(self) -> None:
         """I1 to I10 and I13 after every step; several workers, openings and a clock that jumps.
 
-        ``PLUGQ_MODEL_STEPS`` makes it a long run, in batches whose seeds are printed, and
+        ``PLUGQ_MODEL_STEPS`` makes it a long run from random seeds, which are printed, and
         ``PLUGQ_MODEL_SEED`` repeats the batch of that seed. See ``plugq.testing.model``.
         """
         machine: Any = _machine()
         steps = _number(STEPS)
         first = _number(SEED)
         if steps is None:
-            seed = random.SystemRandom().randrange(1 << 32) if first is None else first
-            self._batch(machine, self.model_steps, seed)
+            seed = self.model_seed if first is None else first
+            self._batch(machine, self.model_steps, _anywhere() if seed is None else seed)
             return
         done = 0
         while done < steps:
-            seed = random.SystemRandom().randrange(1 << 32) if first is None else first
+            seed = _anywhere() if first is None else first
             first = None if first is None else first + 1
             began = time.perf_counter()
             batch = self._batch(machine, min(_BATCH, steps - done), seed)

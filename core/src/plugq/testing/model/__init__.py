@@ -9,8 +9,9 @@ when a job is removed whose retention has passed. Queues with limiters are not m
 
 ``machine`` makes up histories with Hypothesis; ``player`` plays them, step by step, and looks at
 everything after each step; in the end it runs all that is left. Every storage contract does so in
-``test_every_history_agrees_with_the_model``. Its short form takes ``model_steps`` steps. A long
-run, here on a subclass in ``tests/test_mine.py``, prints its seeds::
+``test_every_history_agrees_with_the_model``. Its short form takes the same ``model_steps`` steps
+each time, from ``model_seed``. A long run takes others and prints their seeds; here it is that of
+a subclass in ``tests/test_mine.py``::
 
     PLUGQ_MODEL_STEPS=20000 pytest -s --timeout=0 tests/test_mine.py -k every_history
     PLUGQ_MODEL_STEPS=2000 PLUGQ_MODEL_SEED=7 pytest -s tests/test_mine.py -k every_history
