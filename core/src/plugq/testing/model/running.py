@@ -10,7 +10,7 @@ import msgspec
 from plugq.job import TRANSITIONS, AttemptRecord, Event, JobState, Outcome
 from plugq.protocols.storage import RenewReply
 from plugq.testing.model.jobs import Jobs
-from plugq.testing.model.records import Disagreement, Job, Queue, close, expect
+from plugq.testing.model.records import Disagreement, Job, close, expect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -335,4 +335,4 @@ class Running(Jobs):
                 self.wait(job, JobState.QUEUED)
 
 
-__all__ = ["Queue", "Running"]
+__all__ = ["Granted", "Running"]
