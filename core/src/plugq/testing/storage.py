@@ -11,6 +11,7 @@ from plugq.testing.contract.ending import Ending
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
+from plugq.testing.contract.histories import Histories
 from plugq.testing.contract.hostile import Hostile
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.interrupted import Interruptions
@@ -76,6 +77,7 @@ class StorageContract(
     Hostile,
     Capabilities,
     Cost,
+    Histories,
 ):
     """What every storage does, as tests.
 

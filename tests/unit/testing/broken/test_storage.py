@@ -1878,6 +1878,57 @@ class RestoresLongAfterTheEnd(MemoryStorage):
         )
 
 
+class RemovesForWhatItDoesNotStore(MemoryStorage):
+    """Any submission of its id takes away a job whose retention has passed."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        for job in jobs:
+            record = self._jobs.find(job.queue, job.id)
+            if record is not None and record.expired(self._clock.time()):
+                self._jobs.remove(record)
+        return await super().submit(jobs)
+
+
+class RestoresBesideTheLane(MemoryStorage):
+    """A restored job that runs takes no place in its lane."""
+
+    async def restore(self, jobs: Sequence[JobRecord]) -> None:
+        await super().restore(jobs)
+        for queue in self._jobs.queues.values():
+            for name, lane in list(queue.lanes.items()):
+                lane.running = 0
+                queue._elect(name, lane)
+
+
+class RepeatsInAnotherOrder(MemoryStorage):
+    """A claim that is asked again gives its leases by name."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        worker = self._jobs.claims.worker(request.worker)
+        known = request.number in worker.claims
+        reply = await super().claim(request)
+        if not known:
+            return reply
+        leases = sorted(reply.leases, key=lambda lease: (lease.queue, lease.id))
+        return replace(reply, leases=tuple(leases))
+
+
+class SweepsTwiceAsMuch(MemoryStorage):
+    """The limit of a sweep is taken for half of it."""
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        return await super().sweep(replace(request, limit=2 * request.limit))
+
+
+class TakesWhatIsNoNumber(MemoryStorage):
+    """A NaN is taken for nothing at all."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        return await super().submit(
+            [replace(job, delay=0.0) if job.delay != job.delay else job for job in jobs]
+        )
+
+
 CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     LosesAJob: (
         "jobs_of_one_priority_run_in_the_order_of_submission",
@@ -2257,6 +2308,23 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     RestoresWithoutWaking: ("a_restored_job_wakes_an_idle_peer",),
     RestoresOutsideBatches: ("restored_jobs_are_counted",),
     RestoresLongAfterTheEnd: ("a_restored_job_lingers_for_those_who_wait",),
+    RemovesForWhatItDoesNotStore: (
+        "a_submission_that_is_not_stored_removes_nothing",
+        "histories_that_once_went_wrong_agree_with_the_model",
+    ),
+    RestoresBesideTheLane: (
+        "a_restored_job_that_runs_fills_its_lane",
+        "histories_that_once_went_wrong_agree_with_the_model",
+    ),
+    RepeatsInAnotherOrder: (
+        "a_repeated_claim_keeps_the_order_of_its_queues",
+        "histories_that_once_went_wrong_agree_with_the_model",
+    ),
+    SweepsTwiceAsMuch: (
+        "a_sweep_notices_no_more_due_jobs_than_its_limit",
+        "a_sweep_ends_no_more_leases_than_its_limit",
+    ),
+    TakesWhatIsNoNumber: ("a_time_that_is_no_number_is_refused",),
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from plugq.job import JobState, Outcome
+from plugq.job import JobRecord, JobState, Outcome
+from plugq.protocols.storage import Lease
 from plugq.testing.contract.scene import Contract
 
 if TYPE_CHECKING:
@@ -318,6 +319,33 @@ class Limits(Contract):
             await scene.resume()
             assert await scene.claimed_ids() == ["a"]
             await scene.resume()
+
+    async def test_a_restored_job_that_runs_fills_its_lane(self) -> None:
+        """Also where the next of the lane was ready already."""
+        async with self.scene() as scene:
+            await scene.submit("a", lane="l")
+            now = scene.clock.time()
+            running = JobRecord(
+                queue="q",
+                id="b",
+                task="t",
+                state=JobState.RUNNING,
+                sequence=1_000,
+                lane="l",
+                worker="w",
+                token=1,
+                submitted_at=now,
+                ready_at=now,
+                started_at=now,
+                lease_until=now + 30,
+            )
+            await scene.storage.restore([running])
+            assert await scene.claimed_ids() == []
+            (stats,) = (await scene.storage.stats()).queues
+            assert stats.oldest is None
+            held = Lease(queue="q", id="b", task="t", token=1, attempt=1, max_attempts=1, body=b"")
+            await scene.end(held)
+            assert await scene.claimed_ids() == ["a"]
 
 
 __all__ = ["Limits"]
