@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
+from plugq.testing.contract.crowds import Crowds
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
@@ -20,6 +21,7 @@ from plugq.testing.contract.registers import Registers
 from plugq.testing.contract.retaining import Retaining
 from plugq.testing.contract.retention import Deadlines, Retention
 from plugq.testing.contract.settling import Settling
+from plugq.testing.contract.sharing import Sharing
 from plugq.testing.contract.signals import Signals
 from plugq.testing.contract.steering import Steering
 from plugq.testing.contract.submission import Submission
@@ -50,6 +52,8 @@ class StorageContract(
     Lifecycle,
     Time,
     Payloads,
+    Crowds,
+    Sharing,
     Processes,
     Cost,
 ):
