@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
+from plugq.testing.contract.cost import Cost
 from plugq.testing.contract.crowds import Crowds
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
@@ -15,7 +16,7 @@ from plugq.testing.contract.limits import Limits
 from plugq.testing.contract.moves import Moves
 from plugq.testing.contract.order import Order
 from plugq.testing.contract.parks import Parks
-from plugq.testing.contract.payloads import Cost, Payloads
+from plugq.testing.contract.payloads import Payloads
 from plugq.testing.contract.processes import Processes
 from plugq.testing.contract.registers import Registers
 from plugq.testing.contract.retaining import Retaining
