@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections import Counter
@@ -23,7 +24,7 @@ from plugq.testing.contract.scene import QUEUE, Contract
 from plugq.testing.levels import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from plugq.protocols.storage import NewJob
     from plugq.testing.contract.scene import Scene
@@ -75,36 +76,45 @@ async def claim_all(side: Side, name: str) -> None:
     async with at_work(side) as scene:
         while leases := await scene.claim(20, worker=name):
             side.say([(lease.id, lease.token, lease.sequence) for lease in leases])
-            await scene.storage.settle([scene.settlement(lease) for lease in leases])
+            await _end(scene, leases)
 
 
 async def run_by_the_ledger(side: Side, name: str, ledger: str, queues: list[str]) -> None:
-    """Run jobs until there are none for it, and note on the ledger while they are held.
+    """Run jobs until none waits any more, and note on the ledger while they are held.
 
     A line says that a job is held only after the lease was granted, and that it is not only before
     it is settled; lines are appended whole and in the order of time. So whatever the ledger shows
     as held at once was held at once.
     """
-    turn = int(name.removeprefix("m")) % len(queues)
-    order = (*queues[turn:], *queues[:turn])
     file = os.open(ledger, os.O_WRONLY | os.O_APPEND)
     try:
         async with at_work(side) as scene:
-            while leases := await scene.claim(2, worker=name, queues=order):
+            while await _waiting(scene, queues):
+                leases = await scene.claim(2, worker=name, queues=tuple(queues))
                 for lease in leases:
                     os.write(file, f"+ {lease.queue} {lease.lane} {lease.id}\n".encode())
+                # Long enough for the others to come meanwhile.
+                await asyncio.sleep(0.002)
                 for lease in leases:
                     job = await scene.show(lease.id, lease.queue)
-                    assert (job.state, job.token, job.worker) == (
-                        JobState.RUNNING,
-                        lease.token,
-                        name,
-                    )
+                    held = (job.state, job.token, job.worker)
+                    assert held == (JobState.RUNNING, lease.token, name)
                 for lease in leases:
                     os.write(file, f"- {lease.queue} {lease.lane} {lease.id}\n".encode())
-                await scene.storage.settle([scene.settlement(lease) for lease in leases])
+                await _end(scene, leases)
     finally:
         os.close(file)
+
+
+async def _waiting(scene: Scene, queues: list[str]) -> bool:
+    tasks = (await scene.storage.stats()).tasks
+    return any(stats.counts.get(JobState.QUEUED) for stats in tasks if stats.queue in queues)
+
+
+async def _end(scene: Scene, leases: Sequence[Lease]) -> None:
+    """Settle leases in one call; all of them must be current."""
+    replies, _ = await scene.storage.settle([scene.settlement(lease) for lease in leases])
+    assert not any(reply.lost for reply in replies)
 
 
 async def settle_the_same(side: Side, name: str, leases: list[tuple[str, int]]) -> None:
