@@ -15,6 +15,7 @@ from plugq.protocols.storage import FindQuery
 from plugq.testing.children import Child, child
 from plugq.testing.contract.crew import Crew, Side, at_work, begin
 from plugq.testing.contract.scene import Contract, Scene
+from plugq.testing.contract.sharing import stand_idle
 from plugq.testing.levels import Level
 from plugq.testing.requirements import requires
 
@@ -26,6 +27,7 @@ _GONE = 3
 _HERE = __name__
 
 _several = requires(Capability.SHARED_PROCESSES)
+_several_pushed = requires(Capability.SHARED_PROCESSES, Capability.PUSH_WAKEUPS)
 _durable = requires(Capability.SHARED_PROCESSES, Capability.DURABLE)
 
 
@@ -116,24 +118,46 @@ class Processes(Contract):
             crew = Crew(scene, processes=True)
             endless = sys.maxsize
             async with (
-                crew.members(work_on, 1, name="killed", rounds=endless, leave=False) as killed,
-                crew.members(work_on, 1, name="left", rounds=20, leave=True) as left,
-                crew.members(work_on, 1, name="other", rounds=60, leave=False) as others,
+                crew.members(work_on, 1, name="killed", rounds=endless, leave=False) as [victim],
+                crew.members(work_on, 1, name="left", rounds=20, leave=True) as [leaver],
+                crew.members(work_on, 1, name="other", rounds=60, leave=False) as [other],
             ):
-                await begin(*killed, *left, *others)
-                (victim,) = killed
                 assert isinstance(victim, Child)
+                assert isinstance(leaver, Child)
+                await begin(victim, leaver, other)
                 said = [await victim.hear() for _ in range(50)]
                 victim.process.kill()
                 said += await victim.rest()
-                (leaver,) = left
-                assert isinstance(leaver, Child)
                 said += await leaver.rest()
                 assert await leaver.wait() == _GONE
-                for other in others:
-                    said += await other.rest()
-                    await other.ends()
+                said += await other.rest()
+                await other.ends()
             await self._is_kept(scene, said)
+
+    @_several_pushed
+    async def test_a_killed_process_is_woken_in_place_of_no_other_for_long(self) -> None:
+        """What it swallowed costs a sweep for each of its peers at most."""
+        async with self.scene(real_time=True) as scene:
+            crew = Crew(scene, processes=True)
+            async with (
+                crew.members(stand_idle, 1, name="dead", count=5) as [dead],
+                crew.members(stand_idle, 1, name="alive", count=1) as [alive],
+            ):
+                for mate in (dead, alive):
+                    await begin(mate)
+                    assert await mate.hear() == "idle"
+                assert isinstance(dead, Child)
+                await dead.kill()
+                await scene.submit("a")
+                for _ in range(5):
+                    await scene.sweep()
+                # Its peer gets its notices in order, so by then it has heard of the wake-up.
+                await scene.submit("last", queue="other", origin="alive-0", delay=60.0)
+                await scene.cancel("last", "other")
+                assert await alive.hear() == ["woken", "alive-0"]
+                await alive.say("stop")
+                await alive.rest()
+                await alive.ends()
 
     async def _is_kept(self, scene: Scene, said: list[Any]) -> None:
         """Check the store against what processes were told, and run what is left in it."""
