@@ -76,6 +76,11 @@ class StorageContract(
     while it is open. The context has a manual clock, a namespace of its own and an empty
     directory. Tests of a capability that the class does not declare are skipped by name. Each
     test makes its own scene, so they run in any order and in parallel.
+
+    Where several work at once the clock is the real one, and ``open`` is also called in other
+    threads and, for ``SHARED_PROCESSES``, in processes that make the class anew: it has to stand
+    at the top of its module and to be made without arguments. What verbs cost beside
+    ``stored`` jobs is told by CPU time unless ``work`` counts something better.
     """
 
 

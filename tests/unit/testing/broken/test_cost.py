@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from plugq.builtin.memory import MemoryOptions, MemoryStorage
-from plugq.job import JobRecord, JobRef, JobState
+from plugq.job import JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
     Cancel,
     ClaimReply,
@@ -38,6 +39,7 @@ from plugq.protocols import (
     SweepRequest,
 )
 from plugq.testing import StorageContract
+from plugq.testing.contract.cost import Cost
 
 
 class Scans(MemoryStorage):
@@ -162,6 +164,48 @@ class ScansToPurge(ScansToEdit):
     kind = Purge
 
 
+class GivesUpEarly(Scans):
+    """Passes over so many jobs and grants half of what it might."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        self.looked = 0
+        self.look(JobState.SUCCEEDED, JobState.CANCELLED)
+        if self.looked >= 1_000:
+            request = msgspec.structs.replace(request, limit=request.limit // 2)
+        return await super().claim(request)
+
+
+class GivesUpRetrying(Scans):
+    """One of the jobs does not come back."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        last = [one for one in settlements if one.id != "7" or one.outcome is not Outcome.RETRY]
+        replies = iter((await super().settle(last))[0])
+        answers = [next(replies) if one in last else SettleReply(None) for one in settlements]
+        return answers, None if claim is None else await self.claim(claim)
+
+
+class GrantsInDribs(Scans):
+    """A claim is never filled."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        limit = min(request.limit, 10)
+        return await super().claim(msgspec.structs.replace(request, limit=limit))
+
+
+CAUGHT_BY: dict[type[Scans], tuple[str, ...]] = {
+    GivesUpEarly: (
+        "a_claim_is_filled_however_much_has_ended_or_is_yet_to_come",
+        "a_burst_of_cancelled_jobs_is_passed_over",
+    ),
+    GivesUpRetrying: ("a_retry_storm_keeps_every_job_once",),
+    GrantsInDribs: ("the_number_of_calls_to_drain_does_not_grow_with_the_backlog",),
+}
+
+_GROWTH = "what_a_verb_costs_does_not_grow_with_what_is_stored"
+
 CAUGHT_IN: dict[type[Scans], str] = {
     ScansToSubmit: "'submit'",
     ScansWhatHasEnded: "'claim'",
@@ -182,7 +226,7 @@ CAUGHT_IN: dict[type[Scans], str] = {
 class Subject(StorageContract):
     """The contract for one class of storage, which is told how many jobs it looks at."""
 
-    stored: ClassVar[int] = 20_000
+    stored: ClassVar[int] = 5_000
     counts: ClassVar[bool] = True
 
     def __init__(self, storage: type[Scans]) -> None:
@@ -208,13 +252,15 @@ class Subject(StorageContract):
 class Timed(Subject):
     """The same where nothing is counted."""
 
+    stored = 20_000
     counts = False
 
 
-def run(subject: StorageContract) -> AssertionError | None:
+def run(subject: StorageContract, name: str = _GROWTH) -> AssertionError | None:
+    """Run one contract test and return what it failed with."""
     try:
         with asyncio.Runner() as runner:
-            runner.run(subject.test_what_a_verb_costs_does_not_grow_with_what_is_stored())
+            runner.run(getattr(subject, f"test_{name}")())
     except AssertionError as error:
         return error
     return None
@@ -239,3 +285,22 @@ def test_a_verb_that_looks_at_every_job_is_caught_by_its_time(broken: type[Scans
 @pytest.mark.parametrize("kind", [Subject, Timed])
 def test_a_storage_that_knows_its_jobs_passes(kind: type[Subject]) -> None:
     assert run(kind(Scans)) is None
+
+
+CASES = [
+    pytest.param(broken, name, id=f"{broken.__name__}-{name}")
+    for broken, names in CAUGHT_BY.items()
+    for name in names
+]
+
+
+@pytest.mark.parametrize(("broken", "name"), CASES)
+def test_work_that_is_not_in_proportion_is_caught(broken: type[Scans], name: str) -> None:
+    assert run(Subject(Scans), name) is None
+    assert run(Subject(broken), name) is not None
+
+
+def test_every_test_of_cost_has_caught_something() -> None:
+    tests = {name for name in vars(Cost) if name.startswith("test_")}
+    names = {_GROWTH, *(name for names in CAUGHT_BY.values() for name in names)}
+    assert tests == {f"test_{name}" for name in names}

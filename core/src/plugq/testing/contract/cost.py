@@ -73,7 +73,10 @@ class _Side:
         """Make every call once and leave the store as large as it was, but for finished jobs."""
         scene, storage, number = self._scene, self._scene.storage, self._rounds
         self._rounds += 1
-        jobs = [scene.job(f"new-{number}-{n}", priority=100) for n in range(2 * _BATCH)]
+        jobs = [
+            scene.job(f"new-{number}-{n}", priority=100, lane=f"new-{n}" if n % 2 else None)
+            for n in range(2 * _BATCH)
+        ]
         await self._of("submit", lambda: scene.send(*jobs[:_BATCH]))
         first = await self._of("claim", lambda: scene.claim(_BATCH))
         assert len(first) == _BATCH

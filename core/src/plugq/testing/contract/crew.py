@@ -182,7 +182,7 @@ class Crew:
 
     @asynccontextmanager
     async def members(
-        self, part: Part, count: int = 4, /, **arguments: Any
+        self, part: Part, count: int = 3, /, **arguments: Any
     ) -> AsyncIterator[list[Mate]]:
         """Start some, each with a ``name`` of its own, and wait until all have opened the store.
 
@@ -197,7 +197,7 @@ class Crew:
                 assert await mate.hear() == _READY
             yield mates
 
-    async def work(self, part: Part, count: int = 4, /, **arguments: Any) -> list[list[Any]]:
+    async def work(self, part: Part, count: int = 3, /, **arguments: Any) -> list[list[Any]]:
         """Let some begin at one moment, and return all that each has said when they are done."""
         async with self.members(part, count, **arguments) as mates:
             await begin(*mates)

@@ -9,6 +9,7 @@ from plugq.job import JobState, Outcome
 from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import RenewReply
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 from plugq.testing.requirements import requires
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class Fencing(Contract):
                 await reopened.submit("a")
                 assert (await reopened.take("a")).token > old.token
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_claims_give_each_job_to_one(self) -> None:
         """Twenty claimers, a thousand jobs, each granted exactly once (I4)."""
         async with self.scene() as scene, scene.another() as other:
@@ -218,6 +220,7 @@ class Fencing(Contract):
             assert {lease.id for lease in granted} == ids
             assert len({lease.token for lease in granted}) == len(ids)
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_settlements_of_one_lease_count_once(self) -> None:
         """One is taken, the others find the lease ended (I4)."""
         async with self.scene() as scene, scene.another() as other:
