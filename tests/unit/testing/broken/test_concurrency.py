@@ -52,6 +52,8 @@ class Crowded(MemoryStorage):
 
     def __init__(self, options: MemoryOptions, context: PluginContext) -> None:
         super().__init__(options, context)
+        # A fault may take several steps; none of them is the one that a test shall find.
+        self._lock = threading.RLock()  # type: ignore[assignment]
         self._under_way = 0
 
     async def met(self) -> bool:
@@ -130,29 +132,30 @@ class ForgetsLanes(Crowded):
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         met = await self.met()
-        kept = {name: self._jobs.queue(name).settings for name in request.queues}
-        for name, settings in kept.items():
-            if met and settings is not None:
-                self._jobs.queue(name).configure(replace(settings, lane_max_running=1000))
-        reply = await super().claim(request)
-        for name, settings in kept.items():
-            if met and settings is not None:
-                self._jobs.queue(name).configure(settings)
+        with self._lock:
+            kept = {name: self._jobs.queue(name).settings for name in request.queues}
+            for name, settings in kept.items():
+                if met and settings is not None:
+                    self._jobs.queue(name).configure(replace(settings, lane_max_running=1000))
+            reply = await super().claim(request)
+            for name, settings in kept.items():
+                if met and settings is not None:
+                    self._jobs.queue(name).configure(settings)
         return reply
 
 
 class ForgetsMaxRunning(Crowded):
-    """What runs in a queue is counted before the claim is made."""
+    """Each counts what it runs itself, which is nothing when it claims."""
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
-        met = await self.met()
-        queues = [self._jobs.queue(name) for name in request.queues] if met else []
-        kept = [queue.running for queue in queues]
-        for queue in queues:
-            queue.running = 0
-        reply = await super().claim(request)
-        for queue, running in zip(queues, kept, strict=True):
-            queue.running += running
+        with self._lock:
+            queues = [self._jobs.queue(name) for name in request.queues]
+            kept = [queue.running for queue in queues]
+            for queue in queues:
+                queue.running = 0
+            reply = await super().claim(request)
+            for queue, running in zip(queues, kept, strict=True):
+                queue.running += running
         return reply
 
 
