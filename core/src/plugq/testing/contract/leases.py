@@ -7,6 +7,7 @@ import asyncio
 from plugq.job import Event, JobState, Outcome, Progress
 from plugq.protocols.storage import Holder, LeaseRef, RenewReply
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 
 class Leases(Contract):
@@ -271,6 +272,7 @@ class Leases(Contract):
             (b,) = await scene.claim(1, number=6)
             assert (a.id, b.id) == ("a", "b")
 
+    @level(Level.CONCURRENCY)
     async def test_a_claim_sent_twice_at_once_is_granted_once(self) -> None:
         """Re-sending while the first is under way gives one set of leases."""
         async with self.scene() as scene, scene.another() as other:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from plugq.job import JobRecord, JobState, Outcome
 from plugq.protocols.storage import Lease
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 if TYPE_CHECKING:
     from plugq.testing.contract.scene import Scene
@@ -208,6 +209,7 @@ class Limits(Contract):
             assert (await scene.claimed_ids(1)) == ["busy-0"]
             assert await scene.claimed_ids(100) == [f"free-{number:03}" for number in range(100)]
 
+    @level(Level.CONCURRENCY)
     async def test_lanes_hold_under_concurrent_claims(self) -> None:
         """Many workers, few lanes: never two of a lane at once, each lane in order."""
         async with self.scene() as scene, scene.another() as other:
@@ -273,6 +275,7 @@ class Limits(Contract):
             await scene.configure(max_running=None)
             assert len(await scene.claim(10)) == 3
 
+    @level(Level.CONCURRENCY)
     async def test_max_running_holds_under_concurrent_claims(self) -> None:
         """The limit and the grant are one step."""
         async with self.scene() as scene, scene.another() as other:

@@ -11,6 +11,7 @@ from plugq.errors import InvalidJob
 from plugq.job import WAITING, JobState, Outcome
 from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import STATES, Contract
+from plugq.testing.levels import Level, level
 
 _ACCEPTED = SubmitStatus.ACCEPTED
 _DUPLICATE = SubmitStatus.DUPLICATE
@@ -135,6 +136,7 @@ class Submission(Contract):
         async with self.scene() as scene:
             assert list(await scene.send()) == []
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_submissions_of_one_id_accept_one(self) -> None:
         """All the others are duplicates of it (I8)."""
         async with self.scene() as scene, scene.another() as other:
@@ -149,6 +151,7 @@ class Submission(Contract):
             assert len({reply.sequence for reply in replies}) == 1
             assert (await scene.show("a", body=True)).body == b"%d" % accepted[0]
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_re_sendings_of_one_submission_store_one_job(self) -> None:
         """Each is told that it was accepted."""
         async with self.scene() as scene:
