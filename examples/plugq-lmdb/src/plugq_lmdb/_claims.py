@@ -124,6 +124,9 @@ class _Claim:
             self.spent.append(Spent(queue.name, use.starts, state))
         for lane, until in allowance.parked.items():
             _park(tx, queue, lane, until)
+        # What is wanted is left to this claimer, who comes again at once.
+        fresh = tx.fresh.get(queue.name, 0)
+        tx.fresh[queue.name] = max(0, fresh - allowance.left, allowance.more)
         if ready := allowance.wanted:
             states = tuple([_state(tx, queue, lane) for lane in allowance.named])
             want = Want(

@@ -97,8 +97,11 @@ def _matches(query: FindQuery, job: Job, now: float) -> bool:
 
 def batches(view: View, names: Sequence[str]) -> list[BatchCounts | None]:
     """Return the counts of each batch."""
-    found = [(name, find_batch(view, name)) for name in names]
-    return [batch and BatchCounts(batch=name, counts=dict(batch.counts)) for name, batch in found]
+    found = [find_batch(view, name) for name in names]
+    return [
+        None if batch is None else BatchCounts(batch=name, counts=dict(batch.counts))
+        for name, batch in zip(names, found, strict=True)
+    ]
 
 
 def stats(view: View) -> Stats:

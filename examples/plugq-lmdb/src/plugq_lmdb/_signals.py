@@ -85,8 +85,9 @@ class Stream(AsyncGenerator[T, None]):
     ) -> T:
         """End the iteration and raise the error."""
         await self.aclose()
-        error = typ if isinstance(typ, BaseException) else val
-        raise (error if isinstance(error, BaseException) else typ).with_traceback(tb)  # type: ignore[union-attr, operator]
+        if isinstance(typ, BaseException):
+            raise typ.with_traceback(tb)
+        raise (val if isinstance(val, BaseException) else typ()).with_traceback(tb)
 
     async def aclose(self) -> None:
         """End the iteration; what was not fetched is dropped."""

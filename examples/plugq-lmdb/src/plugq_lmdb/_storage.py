@@ -177,13 +177,11 @@ class LmdbStorage(Lifecycle):
 
         async def look() -> Iterable[Notice]:
             nonlocal seen
-            commits = self._opened().commits
-            if commits == seen:
+            if self._opened().commits == seen:
                 return ()
-            waiting = await self._read(lambda view: has_mail(view, peer))
-            notices = await self._write(lambda tx: fetch(tx, peer)) if waiting else ()
-            seen = commits
-            return notices
+            # Counted from what was looked at: a commit is known a moment before it can be read.
+            seen, waiting = await self._read(lambda view: (view.txn.id(), has_mail(view, peer)))
+            return await self._write(lambda tx: fetch(tx, peer)) if waiting else ()
 
         async def leave(stream: Stream[Notice]) -> None:
             self._streams.discard(stream)

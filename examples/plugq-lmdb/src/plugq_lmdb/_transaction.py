@@ -324,9 +324,11 @@ class Transaction(View):
     def _wake(self, caller: str) -> None:
         for name, fresh in self.fresh.items():
             queue = self.queue(name)
-            most = queue.slots(fresh)
             idle = _keys.IDLE + short(queue.number)
-            for key in list(self.keys(idle)) if most else ():
+            peers = list(self.keys(idle))
+            ready = self.keys(_keys.READY + short(queue.number)) if peers else ()
+            most = queue.slots(sum(1 for _ in islice(ready, fresh)))
+            for key in peers:
                 mail = self.held(_keys.PEER + key, Mail)
                 if mail is None:
                     self.txn.delete(idle + key)
