@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -31,7 +32,8 @@ class LmdbOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lock_timeout: float | str = "5s"
 
 
-class Settings(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Settings:
     """The options as the environment needs them."""
 
     folder: Path
