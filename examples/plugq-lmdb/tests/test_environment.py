@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from plugq.errors import ConfigError, InvalidJob, Unavailable
 from plugq.protocols import PluginContext
-from plugq.protocols.storage import ClaimRequest, NewJob
+from plugq.protocols.storage import ClaimRequest, NewJob, SweepRequest
 from plugq_lmdb import LmdbOptions, LmdbStorage
 from plugq_lmdb._options import FIRST_SIZE
 
@@ -33,6 +34,15 @@ with env.begin(write=True) as txn:
     sys.stdin.read()
 """
 
+#: Reads until it is killed.
+READER = """
+import lmdb, sys
+env = lmdb.open(sys.argv[1])
+with env.begin() as txn:
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
 
 def job(id: str, body: bytes = b"{}") -> NewJob:
     return NewJob(queue="q", id=id, task="t", submission=b"s", body=body)
@@ -43,11 +53,13 @@ def storage_in(folder: Path, **options: object) -> LmdbStorage:
 
 
 @contextmanager
-def holder(folder: Path, size: int = FIRST_SIZE, count: int = 1) -> Iterator[subprocess.Popen[str]]:
+def holder(
+    folder: Path, size: int = FIRST_SIZE, count: int = 1, program: str = HOLDER
+) -> Iterator[subprocess.Popen[str]]:
     """Run another process that holds the write lock while the block runs."""
     arguments = [str(folder / "jobs" / "default.lmdb"), str(size), str(count)]
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, *arguments],
+        [sys.executable, "-c", program, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -156,6 +168,42 @@ async def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         os.kill(other.pid, signal.SIGKILL)
         await waiting
     assert await claimed(storage) == ["a"]
+    await storage.stop()
+
+
+async def test_a_sweep_lets_go_of_what_a_killed_process_was_reading(tmp_path: Path) -> None:
+    storage = storage_in(tmp_path)
+    await storage.start()
+    with holder(tmp_path, program=READER) as other:
+        pass
+    environment = storage._environment
+    assert environment is not None
+    assert str(other.pid) in environment._env.readers()
+    await storage.sweep(SweepRequest())
+    assert str(other.pid) not in environment._env.readers()
+    await storage.stop()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+async def test_a_child_process_opens_the_store_anew(tmp_path: Path) -> None:
+    storage = storage_in(tmp_path)
+    await storage.start()
+    await storage.submit([job("a")])
+
+    def child() -> None:
+        async def submit() -> None:
+            mine = storage_in(tmp_path)
+            await mine.start()
+            await mine.submit([job("b")])
+            await mine.stop()
+
+        asyncio.run(submit())
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert await claimed(storage) == ["a", "b"]
     await storage.stop()
 
 

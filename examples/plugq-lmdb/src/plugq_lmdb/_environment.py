@@ -59,7 +59,7 @@ class _Call:
 class Environment:
     """An open folder; made by :meth:`open`, let go of by :meth:`release`."""
 
-    _registry: ClassVar[dict[tuple[int, Path], Environment]] = {}
+    _registry: ClassVar[dict[Path, Environment]] = {}
     _turn: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, settings: Settings) -> None:
@@ -78,8 +78,6 @@ class Environment:
             map_size=FIRST_SIZE,
             max_readers=_MOST_READERS,
         )
-        # Snapshots of processes that were killed would keep old pages from being used again.
-        self._env.reader_check()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="plugq-lmdb-reader")
         self._writer = threading.Thread(target=self._work, name="plugq-lmdb-writer", daemon=True)
         self._writer.start()
@@ -96,8 +94,7 @@ class Environment:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with cls._turn:
-                # An environment does not survive a fork.
-                key = (os.getpid(), path.resolve())
+                key = path.resolve()
                 environment = cls._registry.get(key)
                 if environment is None:
                     environment = cls._registry[key] = cls(settings)
@@ -116,6 +113,13 @@ class Environment:
                 f"storage.path: {path} can not be opened ({error}); check its permissions"
             ) from None
 
+    @classmethod
+    def forget_inherited(cls) -> None:
+        """Let go of the environments of the parent process, as none survives a fork."""
+        inherited, cls._registry, cls._turn = cls._registry, {}, threading.Lock()
+        for environment in inherited.values():
+            environment._env.close()  # noqa: SLF001 - its own class
+
     async def release(self) -> None:
         """Let go of it; the last user closes it once all that was called has been answered."""
         try:
@@ -130,13 +134,17 @@ class Environment:
             self._users -= 1
             if self._users:
                 return
-            self._registry.pop((os.getpid(), self.path.resolve()), None)
+            self._registry.pop(self.path.resolve(), None)
             with self._changed:
                 self._closing = True
                 self._changed.notify()
             self._reader.shutdown()
             if not stuck:
                 self._writer.join()
+
+    def forget_the_dead(self) -> None:
+        """Let go of the snapshots of processes that were killed, which would make the file grow."""
+        self._env.reader_check()
 
     @property
     def commits(self) -> int:
@@ -283,3 +291,7 @@ class Environment:
 def _answer(calls: Iterable[_Call]) -> None:
     for call in calls:
         call.answer()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Environment.forget_inherited)

@@ -126,6 +126,7 @@ class LmdbStorage(Lifecycle):
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
+        self._opened().forget_the_dead()
         return await self._write(lambda tx: sweep(tx, request))
 
     async def get(
