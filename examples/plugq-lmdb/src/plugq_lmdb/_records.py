@@ -28,11 +28,12 @@ TOTALS = (
 
 
 class Meta(msgspec.Struct, array_like=True):
-    """The clock, and the last numbers given to jobs, queues, and versions of anything."""
+    """The clock, and the last numbers given to jobs, queues, batches and versions of values."""
 
     now: float = 0.0
     sequence: int = 0
     queues: int = 0
+    batches: int = 0
     version: int = 0
 
 

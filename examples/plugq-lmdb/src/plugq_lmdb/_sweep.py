@@ -32,7 +32,9 @@ def sweep(tx: Transaction, request: SweepRequest) -> SweepReply:
         changes += [_end(tx, job) for job in tx.due(_keys.RUNNING_DEADLINE, since, limit)]
     for job in tx.due(_keys.WAITING_DEADLINE, tx.now, limit):
         tx.lift(job)
-        tx.finish(job, JobState.FAILED, "deadline", job.deadline_at)
+        tx.finish(job, JobState.FAILED, "deadline")
+        # Only now, so that it lingers from here on for those who wait.
+        job.finished_at = job.deadline_at
         changes.append(_change(job, Event.DEADLINE))
     queues = tx.queues()
     for queue in queues:
@@ -101,6 +103,7 @@ def _expire(tx: Transaction, limit: int) -> bool:
         due = [key for key in due if _keys.moment_in(key, 0) <= tx.now]
         for key in due:
             kept = key[len(moment(0.0)) :]
+            tx.txn.delete(table + key)
             if tx.held(kept, EXPIRING[kept[:1]]) is not None:
                 tx.keep(kept, None)
         more = more or len(due) >= limit

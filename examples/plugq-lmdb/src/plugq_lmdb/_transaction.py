@@ -204,14 +204,14 @@ class Transaction(View):
             self.txn.delete(line(queue, job.lane) + order_of(job))
             self.touch(queue, job.lane)
 
-    def finish(self, job: Job, state: JobState, code: str = "", at: float | None = None) -> None:
+    def finish(self, job: Job, state: JobState, code: str = "") -> None:
         """Put down a job that was lifted and comes to its end."""
         ttl = job.failure_ttl
         if state in {JobState.SUCCEEDED, JobState.CANCELLED}:
             ttl = job.result_ttl
             job.value_until = None if ttl is None else self.now + ttl
         job.expires_at = None if ttl is None else self.now + max(ttl, job.id_ttl)
-        job.finished_at = self.now if at is None else at
+        job.finished_at = self.now
         job.code = code
         tally = self.tally(job)
         tally.totals[state] += 1
@@ -278,7 +278,8 @@ class Transaction(View):
             return
         batch = self.batch(job.batch)
         if batch is None:
-            batch = Batch(None, self.next_version(), dict.fromkeys(JobState, 0))
+            self.meta.batches += 1
+            batch = Batch(None, self.meta.batches, dict.fromkeys(JobState, 0))
             self.keep(_keys.BATCH + digest(job.batch), batch)
         if former is not None and job.epoch == batch.epoch:
             batch.counts[former] -= 1
