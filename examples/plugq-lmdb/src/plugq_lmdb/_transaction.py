@@ -53,6 +53,7 @@ class Transaction(View):
     def __init__(self, txn: lmdb.Transaction[bytes], now: float) -> None:
         super().__init__(txn, now)
         self._touched: dict[tuple[str, str], None] = {}
+        self._tallies: dict[tuple[str, str], Tally] = {}
         #: By queue, how many jobs have become claimable.
         self.fresh: dict[str, int] = {}
 
@@ -91,11 +92,14 @@ class Transaction(View):
 
     def tally(self, job: Job) -> Tally:
         """Return the counters that a job is counted in."""
-        key = _keys.TALLY + short(self.queue(job.queue).number) + digest(job.task)
-        tally = self.held(key, Tally)
+        tally = self._tallies.get((job.queue, job.task))
         if tally is None:
-            tally = Tally(job.task, dict.fromkeys(JobState, 0), dict.fromkeys(TOTALS, 0))
-            self.keep(key, tally)
+            key = _keys.TALLY + short(self.queue(job.queue).number) + digest(job.task)
+            tally = self.held(key, Tally)
+            if tally is None:
+                tally = Tally(job.task, dict.fromkeys(JobState, 0), dict.fromkeys(TOTALS, 0))
+                self.keep(key, tally)
+            self._tallies[job.queue, job.task] = tally
         return tally
 
     def add(self, job: Job, body: bytes, state: JobState) -> None:

@@ -36,6 +36,7 @@ class View:
         self.txn = txn
         #: What was read of each key, and the record as it is to be stored.
         self._held: dict[bytes, tuple[bytes | None, msgspec.Struct | None]] = {}
+        self._queues: dict[str, Queue] = {}
         self.meta: Meta = self.held(_keys.META, Meta) or Meta()
         self.now: float = max(now, self.meta.now)
 
@@ -78,7 +79,12 @@ class View:
 
     def find_queue(self, name: str) -> Queue | None:
         """Return a queue that has been mentioned before."""
-        return self.held(_keys.QUEUE + _keys.digest(name), Queue)
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self.held(_keys.QUEUE + _keys.digest(name), Queue)
+            if queue is not None:
+                self._queues[name] = queue
+        return queue
 
     def find_job(self, queue: str, id: str) -> Job | None:
         """Return a job by its name, also one whose retention has passed."""
