@@ -24,6 +24,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from plugq import failpoints
 from plugq.broker.agenda import Agenda
 from plugq.broker.announce import announce, tell
 from plugq.broker.ticks import (
@@ -297,7 +298,11 @@ class Scheduler:
             if (pending := one.entry.pending) is not None and not one.idle
         }
         jobs = {name: jobs_of(one, pending, now) for name, (one, pending) in ready.items()}
+        if failpoints.ARMED and jobs:
+            failpoints.hit("scheduler.noted")
         replies = await self._send(jobs)
+        if failpoints.ARMED and replies:
+            failpoints.hit("scheduler.submitted")
         changes: dict[str, Entry] = {}
         again: dict[str, float] = {}
         submitted = 0
