@@ -1,10 +1,12 @@
 """Places at which a process can be made to die, for those who test that nothing is lost by it.
 
-Nothing happens unless the environment arms a place: ``PLUGQ_FAILPOINTS=broker.claim.after@3`` kills
-the process, with no chance to tidy up, when it passes there the third time; without a number it is
-the first, and several are separated by commas. The process writes ``failpoint NAME`` to its standard
-error before it dies. A place costs the look at :data:`ARMED` and stands where a batch passes, not a
-job, wherever that is possible::
+Nothing happens unless the environment arms a place: ``PLUGQ_FAILPOINTS=broker.claim.after@3``
+kills the process, with no chance to tidy up, when it passes there the third time. Without a number
+it is the first, and several are separated by commas. The process writes ``failpoint NAME`` to its
+standard error before it dies.
+
+A place costs the look at :data:`ARMED`, and stands where a batch passes and not a job wherever that
+is possible::
 
     if failpoints.ARMED:
         failpoints.hit("storage.commit.before")

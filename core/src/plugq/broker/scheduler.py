@@ -298,11 +298,7 @@ class Scheduler:
             if (pending := one.entry.pending) is not None and not one.idle
         }
         jobs = {name: jobs_of(one, pending, now) for name, (one, pending) in ready.items()}
-        if failpoints.ARMED and jobs:
-            failpoints.hit("scheduler.noted")
         replies = await self._send(jobs)
-        if failpoints.ARMED and replies:
-            failpoints.hit("scheduler.submitted")
         changes: dict[str, Entry] = {}
         again: dict[str, float] = {}
         submitted = 0
@@ -356,7 +352,13 @@ class Scheduler:
                 found |= await self._send_group(group)
                 group = {}
             group[name] = some
-        return found | await self._send_group(group) if group else found
+        if group:
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.noted")
+            found |= await self._send_group(group)
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.submitted")
+        return found
 
     async def _send_group(
         self,

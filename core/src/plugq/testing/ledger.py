@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -86,15 +87,16 @@ def check(
     stats: Stats,
     *,
     results: Mapping[str, Any] | None = None,
-    lease: float = 0.0,
     released: int = 0,
+    died: int | None = None,
 ) -> list[str]:
     """Return what is broken, each with the number of its promise; nothing where all hold.
 
     All jobs should have ended. ``results`` are the decoded results of those that succeeded, where
-    handlers return their token. ``released`` is how many releases the story itself asked for.
-    A start whose attempt never ended holds its lane for at least ``lease`` seconds less what its
-    claim took: half of it is asked for.
+    handlers return their token. ``released`` is how many releases the story itself asked for,
+    ``died`` how many processes died: no job loses more leases, but for one that a busy machine
+    may have cost.
+    An attempt that never ended holds its lane until the last that its process wrote.
     """
     found = {(record.queue, record.id): record for record in records}
     starts: dict[tuple[str, str], list[Line]] = {}
@@ -110,12 +112,20 @@ def check(
             continue
         broken += _one(job, record, starts.get(key, []), released)
     known = {(job.queue, job.id) for job in expected}
-    broken += [f"I2: {id!r} ran and was never submitted" for q, id in starts if (q, id) not in known]
+    broken += [
+        f"I2: {id!r} ran and was never submitted" for q, id in starts if (q, id) not in known
+    ]
     broken += [f"I8: {id!r} is stored and was never submitted" for q, id in found.keys() - known]
+    if died is not None:
+        broken += [
+            f"I6: {record.id!r} lost {record.crashes} leases, and {died} processes died"
+            for record in records
+            if record.crashes > died + 1
+        ]
     broken += _repeats(records, lines)
     broken += _tokens(starts)
     broken += _results(found, lines, results or {})
-    broken += _lanes(lines, lease)
+    broken += _lanes(lines, records)
     broken += _counts(stats, len(known))
     return broken
 
@@ -133,13 +143,11 @@ def _one(job: Expected, record: JobRecord, starts: list[Line], released: int) ->
         broken.append(f"I3: {job.id!r} is {record.state} and was never started")
     bound = job.max_attempts + released
     if len(starts) > bound or len(starts) > record.attempt + released:
-        broken.append(
-            f"I6: {job.id!r} started {len(starts)} times, of {record.attempt} attempts"
-        )
+        broken.append(f"I6: {job.id!r} started {len(starts)} times, of {record.attempt} attempts")
     if record.attempt > job.max_attempts or record.crashes > job.deaths:
-        broken.append(
-            f"I7: {job.id!r} had {record.attempt} attempts and {record.crashes} crashes"
-        )
+        broken.append(f"I7: {job.id!r} had {record.attempt} attempts and {record.crashes} crashes")
+    if str(record.state) in {"failed", "skipped"} and record.crashes < job.deaths:
+        broken.append(f"I7: {job.id!r} is {record.state} {record.code} and never fails by itself")
     if job.fatal and (str(record.state), record.code) != ("failed", "crashed"):
         broken.append(f"I7: {job.id!r} kills its workers and is {record.state} {record.code}")
     if record.state == "succeeded" and starts and record.token < max(x.token for x in starts):
@@ -151,7 +159,9 @@ def _repeats(records: Sequence[JobRecord], lines: Sequence[Line]) -> list[str]:
     stored = Counter((record.queue, record.id) for record in records)
     broken = [f"I8: {id!r} is stored {n} times" for (_, id), n in stored.items() if n > 1]
     ends = Counter((x.queue, x.token) for x in lines if x.kind == "end")
-    return broken + [f"I4: token {token} ended {n} times" for (_, token), n in ends.items() if n > 1]
+    return broken + [
+        f"I4: token {token} ended {n} times" for (_, token), n in ends.items() if n > 1
+    ]
 
 
 def _tokens(starts: Mapping[tuple[str, str], Sequence[Line]]) -> list[str]:
@@ -181,17 +191,28 @@ def _results(
     return broken
 
 
-def _lanes(lines: Sequence[Line], lease: float) -> list[str]:
+def _lanes(lines: Sequence[Line], records: Sequence[JobRecord]) -> list[str]:
     broken = []
     ends = {(line.queue, line.token): line.at for line in lines if line.kind == "end"}
+    # What a sweep has ended holds nothing any more, though its handler may not know yet.
+    swept = {
+        (record.queue, record.id, past.attempt)
+        for record in records
+        for past in record.history
+        if past.code == "crashed"
+    }
+    alive: dict[int, float] = {}
+    for line in lines:
+        alive[line.pid] = max(line.at, alive.get(line.pid, line.at))
     last: dict[tuple[str, str], tuple[float, str]] = {}
     for line in sorted((x for x in lines if x.kind == "start" and x.lane), key=lambda x: x.at):
         lane = (line.queue, line.lane or "")
         until, id = last.get(lane, (0.0, ""))
         if line.at < until:
             broken.append(f"I9: {line.id!r} started in lane {line.lane!r} while {id!r} held it")
-        # One that never ended has died, and holds the lane until its lease has lapsed.
-        until = ends.get((line.queue, line.token), line.at + lease / 2)
+        until = ends.get((line.queue, line.token), alive[line.pid])
+        if (line.queue, line.id, line.attempt) in swept:
+            until = line.at
         last[lane] = (until, line.id)
     return broken
 
@@ -208,8 +229,10 @@ def _counts(stats: Stats, accepted: int) -> list[str]:
 def missing_ticks(ticks: Sequence[float], every: float) -> list[str]:
     """Return what I12 forbids in the ticks that were submitted, in seconds."""
     order = sorted(ticks)
-    broken = [f"I12: tick {tick} was submitted twice" for tick, n in Counter(order).items() if n > 1]
-    gaps = zip(order, order[1:], strict=False)
+    broken = [
+        f"I12: tick {tick} was submitted twice" for tick, n in Counter(order).items() if n > 1
+    ]
+    gaps = pairwise(order)
     return broken + [f"I12: no tick between {a} and {b}" for a, b in gaps if b - a > 1.5 * every]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
+from plugq.testing.contract.crashes import Crashes
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
@@ -51,6 +52,7 @@ class StorageContract(
     Time,
     Payloads,
     Processes,
+    Crashes,
     Cost,
 ):
     """What every storage does, as tests.
