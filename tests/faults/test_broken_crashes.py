@@ -177,31 +177,31 @@ class Sound(Crashes):
 
 
 class Early(Sound):
-    storage = AnswersBeforeItsCommit
+    storage: ClassVar[type[SqliteStorage]] = AnswersBeforeItsCommit
 
 
 class Unrenewed(Sound):
-    storage = RenewsInMemory
+    storage: ClassVar[type[SqliteStorage]] = RenewsInMemory
 
 
 class Forgetful(Sound):
-    storage = ForgetsLeasesAtItsStart
+    storage: ClassVar[type[SqliteStorage]] = ForgetsLeasesAtItsStart
 
 
 class Repeating(Sound):
-    storage = CountsTokensInMemory
+    storage: ClassVar[type[SqliteStorage]] = CountsTokensInMemory
 
 
 class Taking(Sound):
-    storage = TakesAtTheClaim
+    storage: ClassVar[type[SqliteStorage]] = TakesAtTheClaim
 
 
 class Doubling(Sound):
-    storage = KnowsIdsInMemory
+    storage: ClassVar[type[SqliteStorage]] = KnowsIdsInMemory
 
 
 class Forgiving(Sound):
-    storage = ForgivesCrashes
+    storage: ClassVar[type[SqliteStorage]] = ForgivesCrashes
 
 
 @pytest.mark.parametrize(
