@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import msgspec
 
@@ -36,7 +36,9 @@ class Opened:
     """A storage that the contract's ``open`` opens on whichever loop starts it."""
 
     api_version = 1
-    capabilities = frozenset({Capability.DURABLE, Capability.SHARED_PROCESSES})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.DURABLE, Capability.SHARED_PROCESSES}
+    )
 
     def __init__(self, contract: Contract, context: PluginContext) -> None:
         self._contract = contract
