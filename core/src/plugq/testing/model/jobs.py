@@ -96,9 +96,12 @@ class Jobs:
         new: list[bool] = []
         for job in jobs:
             ids = added.setdefault(job.queue, set())
-            judged = None if job.id in ids else self._judged(job)
-            new.append(judged is None)
             key = None if job.unique is None else (job.queue, job.unique.key)
+            judged = None if job.id in ids else self._judged(job)
+            if judged is not None and judged[0] is SubmitStatus.LATE and key in keys:
+                # The key comes before the time, and its holder is a job of this very call.
+                judged = None
+            new.append(judged is None)
             if judged is None and key not in keys:
                 ids.add(job.id)
                 if key is not None:
