@@ -50,3 +50,17 @@ def test_a_process_dies_and_says_where() -> None:
     )
     assert (ended.returncode, ended.stdout) == (-9, "")
     assert ended.stderr == "failpoint worker.granted\n"
+
+
+def test_a_mistake_in_the_environment_is_one_line() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import plugq.failpoints"],
+        env={**os.environ, failpoints.VARIABLE: "worker.grated"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("plugq: PLUGQ_FAILPOINTS: no failpoint 'worker.grated'; ")
+    assert ended.stderr.count("\n") == 1

@@ -91,7 +91,15 @@ def _read(part: str) -> tuple[str, int]:
     return name, int(number)
 
 
-_armed = Armed(os.environ.get(VARIABLE, ""))
+def _of_environment() -> Armed:
+    try:
+        return Armed(os.environ.get(VARIABLE, ""))
+    except ConfigError as error:
+        # While plugq is being imported nobody is there yet to catch anything else.
+        raise SystemExit(f"plugq: {error}") from None
+
+
+_armed = _of_environment()
 #: Whether any place is armed in this process.
 ARMED: bool = bool(_armed)
 
