@@ -374,6 +374,19 @@ class Leases(Contract):
             await scene.renew(lease)
             assert (await scene.show("a")).progress == progress
 
+    async def test_progress_of_a_job_to_be_cancelled_is_kept(self) -> None:
+        """The answer is ``CANCEL``, and the lease is extended as by any other renewal."""
+        async with self.scene() as scene:
+            await scene.submit("a")
+            lease = await scene.take("a", lease=10.0)
+            await scene.cancel("a")
+            scene.clock.advance(9)
+            news = LeaseRef("q", "a", lease.token, Progress(current=2.0))
+            assert list(await scene.storage.renew([news], lease=10.0)) == [RenewReply.CANCEL]
+            assert (await scene.show("a")).progress == Progress(current=2.0)
+            scene.clock.advance(9)
+            assert (await scene.sweep()).changes == ()
+
     async def test_progress_of_a_stale_lease_is_refused(self) -> None:
         """It does not overwrite that of the current run."""
         async with self.scene() as scene:
