@@ -2138,6 +2138,20 @@ class KeepsAttemptsOfTheCancelled(MemoryStorage):
         return replies, None if claim is None else await self.claim(claim)
 
 
+class ForgivesCrashes(MemoryStorage):
+    """Whoever settles an attempt makes good what the job did to the workers before."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        replies, _ = await super().settle(settlements)
+        for each, reply in zip(settlements, replies, strict=True):
+            record = self._jobs.find(each.queue, each.id)
+            if record is not None and not reply.lost:
+                record.crashes = 0
+        return replies, None if claim is None else await self.claim(claim)
+
+
 class HearsOnlyOneDeadline(MemoryStorage):
     """Of two deadlines the one that counts from now hides the other."""
 
@@ -2597,6 +2611,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     RetakesOnlyLastingKeys: ("a_redriven_key_is_freed_at_the_next_claim_if_that_is_its_mode",),
     TakesWhatComesBackForNew: ("what_a_holder_gives_back_keeps_its_place_and_its_crashes",),
     KeepsAttemptsOfTheCancelled: ("an_attempt_is_given_back_to_a_job_that_ends_cancelled_too",),
+    ForgivesCrashes: ("what_ends_well_in_between_takes_no_crash_back",),
     HearsOnlyOneDeadline: ("the_earlier_of_two_deadlines_counts",),
     IsContentWithTheOverdue: ("a_job_behind_many_past_their_deadline_is_reached",),
     RepeatsLittleOfALease: ("a_repeated_claim_gives_whole_leases",),

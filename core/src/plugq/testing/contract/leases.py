@@ -153,6 +153,20 @@ class Leases(Contract):
             await scene.lapse()
             assert (await scene.show("a")).crashes == 1
 
+    async def test_what_ends_well_in_between_takes_no_crash_back(self) -> None:
+        """I7: the third crash of a job ends it, whatever came between them."""
+        async with self.scene() as scene:
+            for outcome in (Outcome.RETRY, Outcome.SNOOZE, Outcome.RELEASE):
+                await scene.submit(outcome, max_attempts=9)
+                for crash in range(3):
+                    lease = await scene.take(outcome)
+                    assert lease.crashes == crash
+                    await scene.end(lease, outcome)
+                    await scene.take(outcome)
+                    await scene.lapse()
+                job = await scene.show(outcome)
+                assert (job.state, job.code) == (JobState.FAILED, "crashed")
+
     async def test_a_crash_of_a_job_to_be_cancelled_cancels_it(self) -> None:
         """It is not run again."""
         async with self.scene() as scene:
