@@ -2596,6 +2596,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     KnowsOnlyTheLastClaim: (
         "an_earlier_claim_can_be_repeated_after_later_ones",
         "a_claim_that_was_overtaken_can_be_repeated",
+        "a_shorter_lease_shortens_no_memory_of_an_earlier_claim",
     ),
     KnowsOnlyTheHighestClaim: ("a_claim_that_was_overtaken_can_be_repeated",),
     ForgetsClaimsByTime: ("a_claim_whose_leases_are_renewed_can_be_repeated_for_as_long",),

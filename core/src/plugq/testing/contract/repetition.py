@@ -99,6 +99,19 @@ class Repetition(Contract):
             assert (await scene.storage.claim(request)).leases == ()
             assert await scene.state("d") is JobState.QUEUED
 
+    async def test_a_shorter_lease_shortens_no_memory_of_an_earlier_claim(self) -> None:
+        """Each claim is remembered for as long as its own leases may last."""
+        async with self.scene() as scene:
+            await scene.submit(*"abc")
+            request = scene.request(1, lease=100.0)
+            (lease,) = (await scene.storage.claim(request)).leases
+            await scene.end(lease)
+            await scene.end(await scene.take("b", lease=1.0))
+            scene.clock.advance(50)
+            await scene.sweep()
+            assert (await scene.storage.claim(request)).leases == ()
+            assert await scene.state("c") is JobState.QUEUED
+
     async def test_a_holder_gives_back_what_any_earlier_claim_was_granted(self) -> None:
         """Whoever has acknowledged a claim has received those before it, or never will."""
         async with self.scene() as scene:
