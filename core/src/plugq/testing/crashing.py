@@ -145,6 +145,8 @@ def application(ledger: Ledger) -> App:
         ledger.note("start", **known)
         try:
             await asyncio.sleep(payload.get("hold", 0.0))
+            if known["attempt"] == 1:
+                await asyncio.sleep(payload.get("stuck", 0.0))
             ledger.note("effect", **known)
         finally:
             ledger.note("end", **known)

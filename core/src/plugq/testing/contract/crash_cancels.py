@@ -70,7 +70,7 @@ class CancelsDie(Stories):
 
     async def _runs(self, story: Story) -> list[Spec]:
         """Submit a job and wait until its handler has begun."""
-        specs = [Spec(id="long", payload={"hold": 600.0}, cancelled=True)]
+        specs = [Spec(id="long", payload={"stuck": 600.0}, cancelled=True)]
         story.specs = specs
         await story.send(specs)
         until = asyncio.get_running_loop().time() + PATIENCE

@@ -171,25 +171,20 @@ async def died(child: Child, place: str) -> None:
 
 
 async def together(*stories: Coroutine[Any, Any, None]) -> None:
-    """Tell independent stories, a few at a time."""
+    """Tell independent stories, a few at a time, and each to its end."""
     turns = asyncio.Semaphore(_TOGETHER)
 
     async def turn(story: Coroutine[Any, Any, None]) -> None:
         async with turns:
             await story
 
-    skip: BaseException
-    try:
-        async with asyncio.TaskGroup() as group:
-            for story in stories:
-                group.create_task(turn(story))
-    except* NeverPassed as never:
-        skip = never
-    else:
-        return
-    while isinstance(skip, BaseExceptionGroup):
-        skip = skip.exceptions[0]
-    raise skip
+    ends = await asyncio.gather(*map(turn, stories), return_exceptions=True)
+    failed = [end for end in ends if end is not None]
+    if worse := [error for error in failed if not isinstance(error, NeverPassed)]:
+        message = f"{len(worse)} of {len(ends)} stories went wrong"
+        raise BaseExceptionGroup(message, worse)
+    if failed:
+        raise failed[0]
 
 
 async def dies_or_finishes(story: Story, child: Child, place: str) -> None:

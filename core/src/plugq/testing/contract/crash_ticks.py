@@ -70,14 +70,11 @@ class SchedulersDie(Stories):
 
     async def _reach(self, story: Story, until: float) -> None:
         """Wait until ticks have run that fell due after that moment."""
+        late = datetime.fromtimestamp(until, UTC).isoformat()
         patience = asyncio.get_running_loop().time() + PATIENCE
         while True:
-            ran = {
-                line.id.partition("@")[0]
-                for line in story.ledger.read()
-                if line.tick is not None
-                and datetime.fromisoformat(line.tick[:32]).timestamp() > until
-            }
+            ticked = [line for line in story.ledger.read() if line.tick and line.tick > late]
+            ran = {line.id.partition("@")[0] for line in ticked}
             if ran >= set(SCHEDULES):
                 return
             assert asyncio.get_running_loop().time() < patience, "I12: no more ticks"
