@@ -8,7 +8,7 @@ import msgspec
 
 from plugq.protocols.plugin import Capability
 from plugq.testing.contract.crash_story import NeverPassed, Stories, Story, died, together
-from plugq.testing.crashing import Spec
+from plugq.testing.crashing import CALL, Spec
 from plugq.testing.requirements import requires
 
 #: Ids, and as many unique keys, for which two submitters contend.
@@ -45,8 +45,22 @@ class SubmittersDie(Stories):
         """What it knows to be stored is there; all that it sends again is there once (I1, I8)."""
         places = ("client.submit.before", "client.submit.after", "broker.submit.before")
         await together(
-            *(self._submitter_dies_at(f"{p}@2") for p in (*places, "broker.submit.after"))
+            *(self._submitter_dies_at(f"{p}@2") for p in (*places, "broker.submit.after")),
+            self._submitter_is_killed(),
         )
+
+    async def _submitter_is_killed(self) -> None:
+        """What it has just been told outlives it, though it did nothing since."""
+        async with self.story() as story:
+            specs = story.plan()[:CALL]
+            plain = [msgspec.to_builtins(spec) for spec in specs]
+            async with story.child("submit", specs=plain) as child:
+                assert await child.hear() == "ready"
+                await child.say("go")
+                told = {id for id, _ in await child.hear()}
+                await child.kill()
+            lost = told - {job.id for job in await story.jobs()}
+            assert not lost, f"I1: {lost} were acknowledged and are gone"
 
     async def _submitter_dies_at(self, place: str) -> None:
         async with self.story() as story:
