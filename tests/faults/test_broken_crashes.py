@@ -7,17 +7,13 @@ faults of core are put in only there: this process has to stay sound.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import itertools
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -28,15 +24,13 @@ from plugq.broker.local import LocalBroker
 from plugq.broker.scheduler import Scheduler
 from plugq.broker.ticks import advanced, jobs_of
 from plugq.failpoints import VARIABLE
-from plugq.job import JobRecord, JobRef, JobState, Outcome
+from plugq.job import JobRef, JobState, Outcome
 from plugq.protocols import (
     ClaimReply,
     ClaimRequest,
-    FindQuery,
     Holder,
     LeaseRef,
     NewJob,
-    Page,
     PluginContext,
     RenewReply,
     Settlement,
@@ -56,9 +50,6 @@ from plugq_sqlite import SqliteOptions, SqliteStorage
 
 replace = msgspec.structs.replace
 
-#: Seconds for which an answered submission is not stored, on a machine however busy.
-LATE = 5.0
-
 
 class AnswersBeforeItsCommit(SqliteStorage):
     """A submission is acknowledged at once and written a moment later."""
@@ -73,68 +64,6 @@ class AnswersBeforeItsCommit(SqliteStorage):
     async def _write(self, jobs: Sequence[NewJob]) -> None:
         await asyncio.sleep(0.5)
         await super().submit(jobs)
-
-
-class StoresWhenAsked(SqliteStorage):
-    """A submission is answered and then stored, and whoever asks meanwhile waits for that.
-
-    Nobody who lives sees the moment between them. A lock that ends with its process says who waits.
-    """
-
-    def __init__(self, options: SqliteOptions, context: PluginContext) -> None:
-        super().__init__(options, context)
-        self._late: set[asyncio.Task[None]] = set()
-        self._folder = context.base_dir
-
-    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
-        if VARIABLE not in os.environ:
-            return await super().submit(jobs)
-        await self._settled()
-        mark = self._folder / f"{uuid.uuid4().hex}.late"
-        file = mark.open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        task = asyncio.create_task(self._store(jobs, mark, file))
-        self._late.add(task)
-        task.add_done_callback(self._late.discard)
-        return [
-            SubmitReply(status=SubmitStatus.ACCEPTED, id=job.id, state=JobState.QUEUED)
-            for job in jobs
-        ]
-
-    async def _store(self, jobs: Sequence[NewJob], mark: Path, file: IO[bytes]) -> None:
-        with file:
-            await asyncio.sleep(LATE)
-            await super().submit(jobs)
-            mark.unlink()
-
-    async def _settled(self) -> None:
-        """Wait for what others, and this process, have answered and not stored."""
-        for mark in self._folder.glob("*.late"):
-            with contextlib.suppress(FileNotFoundError), mark.open("rb") as file:
-                while mark.exists() and not _free(file):
-                    await asyncio.sleep(0.01)
-
-    async def get(
-        self, refs: Sequence[JobRef], *, body: bool = False, waiting: bool = False
-    ) -> Sequence[JobRecord | None]:
-        await self._settled()
-        return await super().get(refs, body=body, waiting=waiting)
-
-    async def find(self, query: FindQuery) -> Page:
-        await self._settled()
-        return await super().find(query)
-
-    async def stop(self) -> None:
-        await asyncio.gather(*self._late)
-        await super().stop()
-
-
-def _free(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class RenewsInMemory(SqliteStorage):
@@ -410,10 +339,6 @@ class Early(Sound):
     storage: ClassVar[type[SqliteStorage]] = AnswersBeforeItsCommit
 
 
-class Lazy(Sound):
-    storage: ClassVar[type[SqliteStorage]] = StoresWhenAsked
-
-
 class Unrenewed(Sound):
     storage: ClassVar[type[SqliteStorage]] = RenewsInMemory
 
@@ -493,7 +418,6 @@ class LonelyScheduler(Spoilt):
 #: What is broken, the test that finds it, and the promise that it names.
 CASES: list[tuple[type[Sound], str, str]] = [
     (Early, "a_submitter_dies", "I1"),
-    (Lazy, "a_submitter_dies", "I1"),
     (Unrenewed, "a_worker_dies_as_it_renews_or_sweeps", "I6"),
     (Forgetful, "the_death_of_one_ends_no_lease_of_another", "I9"),
     (Repeating, "a_worker_dies_around_its_handlers", "I5"),
