@@ -27,6 +27,8 @@ class Crashes(WorkersDie, SubmittersDie, CancelsDie, SchedulersDie):
 
     #: How many processes are killed at random; more by ``PLUGQ_CRASH_KILLS``.
     crash_kills: ClassVar[int] = int(os.environ.get("PLUGQ_CRASH_KILLS", "5"))
+    #: Seconds that a test may take where so many deaths need more than any other test.
+    longest: ClassVar[float] = 5.0 * crash_kills
     #: What chooses their moments.
     crash_seed: ClassVar[int] = int(os.environ.get("PLUGQ_CRASH_SEED", "1"))
 
