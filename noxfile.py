@@ -7,6 +7,7 @@ tox.ini.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
@@ -73,6 +74,11 @@ def soak(session: nox.Session) -> None:
         *("-m", "pytest", "-m", "soak", "--timeout=0"),
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "soak"},
+    )
+    session.run(
+        *("python", "-m", "pytest", "plugins", "-k", "workers_die_at_random_moments"),
+        *("-m", "", "--timeout=0"),
+        env={"PLUGQ_CRASH_KILLS": os.environ.get("PLUGQ_CRASH_KILLS", "200")},
     )
 
 
