@@ -140,7 +140,10 @@ class Environment:
                 return
             self._set_closing(closing=True)
         with self._changed:
-            self._changed.wait_for(lambda: stuck or self._closed or not self._closing)
+            self._changed.wait_for(
+                lambda: stuck or self._closed or not self._closing,
+                timeout,
+            )
         if self._closed:
             self._writer.join()
 
