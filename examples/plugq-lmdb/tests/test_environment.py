@@ -18,7 +18,6 @@ import pytest
 
 from plugq.errors import ConfigError, InvalidJob, Unavailable
 from plugq.protocols import PluginContext, Storage
-from plugq.protocols.edits import Configure, QueueSettings
 from plugq.protocols.storage import ClaimRequest, NewJob, SweepRequest
 from plugq.testing.contract.outage import Outages
 from plugq_lmdb import LmdbOptions, LmdbStorage
@@ -206,17 +205,6 @@ async def test_what_is_stopped_while_locked_is_closed_once_the_lock_is_free(tmp_
     for thread in set(threading.enumerate()) - threads:
         thread.join()
     lmdb.open(str(tmp_path / "jobs" / "default.lmdb")).close()
-
-
-async def test_a_lane_that_may_run_nothing_is_not_forgotten(tmp_path: Path) -> None:
-    storage = storage_in(tmp_path)
-    await storage.start()
-    await storage.submit([job(id, lane="l") for id in "abc"])
-    for number, (most, ids) in enumerate([(0, []), (2, ["a", "b"]), (0, []), (3, ["c"])]):
-        settings = QueueSettings(queue="q", lane_max_running=most)
-        await storage.edit(Configure((settings,)))
-        assert await claimed(storage, number) == ids
-    await storage.stop()
 
 
 async def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
