@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Where a worker dies that was told to stop its only job; without a place it is killed at once.
+#: Seconds: a lease that no pause of a busy machine ends while its worker lives.
+_LONG = 4.0
 _ENDS = ("worker.settle.before", "broker.settle.before", "broker.settle.after", "")
 
 
@@ -41,7 +43,7 @@ class CancelsDie(Stories):
             await self._is_cancelled(story, starts=0)
 
     async def _canceller_of_a_run_dies_at(self, place: str) -> None:
-        async with self.story() as story, story.worker() as worker:
+        async with self.story() as story, story.worker(lease=_LONG) as worker:
             specs = await self._runs(story)
             await self._cancels(story, specs, dies=place)
             await story.cancel(specs)
@@ -57,7 +59,7 @@ class CancelsDie(Stories):
 
     async def _cancelled_worker_dies_at(self, place: str) -> None:
         async with self.story() as story:
-            async with story.worker(place) as worker:
+            async with story.worker(place, lease=_LONG) as worker:
                 specs = await self._runs(story)
                 await story.cancel(specs)
                 if place:

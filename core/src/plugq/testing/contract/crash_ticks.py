@@ -53,8 +53,13 @@ class SchedulersDie(Stories):
                 for name in SCHEDULES:
                     await client.schedules.pause(name)
                 end = await self._now(story)
-                story.specs = [Spec(id=job.id, payload={}) for job in await story.jobs()]
-                await story.finish()
+                # What was noted before the pause may be stored after it.
+                known: set[str] | None = None
+                while (ids := {job.id for job in await story.jobs()}) != known:
+                    known = ids
+                    story.specs = [Spec(id=id, payload={}) for id in sorted(ids)]
+                    await story.finish()
+                    await asyncio.sleep(PAUSE)
                 await other.say("stop")
                 await other.ends()
             await story.holds()

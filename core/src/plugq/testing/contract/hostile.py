@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from plugq.errors import PlugqError
+from plugq.errors import InvalidJob, PlugqError
 from plugq.job import AttemptRecord, JobRef, JobState, Outcome, Progress
 from plugq.protocols.edits import (
     Cancel,
@@ -49,7 +49,7 @@ _TIMES = ("delay", "run_at", "deadline_in", "deadline_at", "result_ttl", "failur
 async def _is_refused(call: Awaitable[object], what: str) -> None:
     try:
         await call
-    except PlugqError as error:
+    except InvalidJob as error:
         text = str(error)
         assert text, f"the error about {what} says nothing"
         assert "\n" not in text, f"the error about {what} has more than one line"
