@@ -345,6 +345,8 @@ class Scheduler:
             # Until this try is answered, nobody knows what became of it.
             queue, _, status = self._refused[name]
             self._refused[name] = queue, (), status
+        if failpoints.ARMED and jobs:
+            failpoints.hit("scheduler.noted")
         found: dict[str, Sequence[SubmitReply]] = {}
         group: dict[str, list[NewJob]] = {}
         for name, some in jobs.items():
@@ -353,11 +355,9 @@ class Scheduler:
                 group = {}
             group[name] = some
         if group:
-            if failpoints.ARMED:
-                failpoints.hit("scheduler.noted")
             found |= await self._send_group(group)
-            if failpoints.ARMED:
-                failpoints.hit("scheduler.submitted")
+        if failpoints.ARMED and found:
+            failpoints.hit("scheduler.submitted")
         return found
 
     async def _send_group(
