@@ -88,6 +88,22 @@ async def check(server: Server, options: RedisOptions) -> Facts:
     return facts
 
 
+async def check_rights(server: Server) -> None:
+    """Ask whether the user may do all that the scripts do.
+
+    Raises:
+        ConfigError: some of it is denied.
+        Unavailable: the server can not be reached, or not now.
+    """
+    denied = [name.decode() for name in await server.run("probe")]
+    if denied:
+        message = (
+            f"storage: Redis at {server.place} does not let this user use {', '.join(denied)}; see "
+            "the ACL rules in the documentation of plugq"
+        )
+        raise ConfigError(message)
+
+
 def _facts(place: str, info: dict[str, str], fsync: str) -> Facts:
     valkey = "valkey_version" in info
     name = "Valkey" if valkey else "Redis"

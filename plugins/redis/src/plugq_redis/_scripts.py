@@ -27,6 +27,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "load": (*_REGISTERS, "load"),
     "swap": (*_REGISTERS, "swap"),
     "scan": (*_REGISTERS, "scan"),
+    "probe": ("core", "probe"),
 }
 
 

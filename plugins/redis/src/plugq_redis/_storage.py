@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from plugq.lifecycle import Lifecycle
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq_redis import _claims, _index, _registers, _submit
-from plugq_redis._check import check
+from plugq_redis._check import check, check_rights
 from plugq_redis._hub import Hub
 from plugq_redis._options import RedisOptions, Target, duration
 from plugq_redis._server import Server
@@ -85,6 +85,7 @@ class RedisStorage(Lifecycle):
         self._promise = facts.promise
         self._logger.info("%s", facts.promise)
         await self._server.load()
+        await check_rights(self._server)
         self._hub.open()
 
     async def _stop(self) -> None:
