@@ -87,7 +87,7 @@ async def test_a_password_that_is_missing_or_wrong_is_a_matter_of_configuration(
         text = await refused(**{"url": server.url, **options})
         assert "does not know this user and password" in text
         assert "wrong-word" not in text
-    async with open_store(server.url, password="hush-hush"):
+    async with open_store(server.url, password="hush-hush"):  # noqa: S106 - a test's own server
         pass
     async with open_store(f"redis://:hush-hush@127.0.0.1:{port}/0"):
         pass

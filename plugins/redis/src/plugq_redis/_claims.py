@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from plugq.job import AttemptRecord, Progress
     from plugq.protocols.budgets import Grant
     from plugq.protocols.storage import ClaimRequest, Holder, LeaseRef, Settlement
-    from plugq_redis._server import Server
+    from plugq_redis._place import Place
 
 _OUTCOMES = {outcome: number for number, outcome in enumerate(Outcome, 1)}
 _RENEWALS = tuple(RenewReply)
@@ -44,7 +44,7 @@ _FALSE = b"\xc2"
 _ARGUMENTS = 2
 
 
-async def claim(server: Server, request: ClaimRequest) -> ClaimReply:
+async def claim(server: Place, request: ClaimRequest) -> ClaimReply:
     """Grant leases, or show again those that this claim was granted."""
     try:
         asked = encode(_asked(request))
@@ -54,12 +54,24 @@ async def claim(server: Server, request: ClaimRequest) -> ClaimReply:
     return _granted(granted)
 
 
+async def recall(server: Place, request: ClaimRequest) -> ClaimReply | None:
+    """Return what this claim was granted before; ``None`` if it was not asked before."""
+    try:
+        asked = encode((*_asked(request), True))
+    except UnicodeEncodeError as error:
+        raise refusal(error, server.place) from None
+    (granted,) = await server.change("claim", asked)
+    return _granted(granted) if granted[-1] else None
+
+
 async def settle(
-    server: Server,
+    server: Place,
     settlements: Sequence[Settlement],
     request: ClaimRequest | None,
+    *,
+    caller: str = "",
 ) -> tuple[list[SettleReply], ClaimReply | None]:
-    """End attempts, then serve the claim, in one step."""
+    """End attempts, then serve the claim, in one step; ``caller`` is not woken by it."""
     results: list[bytes] = []
     items: list[tuple[object, ...]] = []
     try:
@@ -69,7 +81,8 @@ async def settle(
                 results.append(settlement.result)
                 place = _ARGUMENTS + len(results)
             items.append(_settlement(settlement, place))
-        asked = flat(items, None if request is None else _asked(request))
+        caller = caller if request is None else request.peer
+        asked = flat(items, None if request is None else _asked(request), caller)
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
     states, granted = await server.change("settle", asked, *results)
@@ -78,7 +91,7 @@ async def settle(
 
 
 async def renew(
-    server: Server,
+    server: Place,
     leases: Sequence[LeaseRef],
     lease: float,
     holder: Holder | None,
@@ -87,7 +100,7 @@ async def renew(
     try:
         items = [(ref.queue, ref.id, ref.token, _progress(ref.progress)) for ref in leases]
         worker, number = (None, None) if holder is None else (holder.worker, holder.number)
-        asked = flat(lease, items, worker, number)
+        asked = flat(lease, items, worker, number, server.queue)
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
     (replies,) = await server.change("renew", asked)
@@ -148,7 +161,7 @@ def _progress(progress: Progress | None) -> msgspec.Raw | bool:
 
 def _granted(parts: Sequence[Any]) -> ClaimReply:
     """Return the reply that a script gave to a claim."""
-    times, wants, spent, leases = parts
+    times, wants, spent, leases, _ = parts
     now, next_in = _TIMES(b"\x92" + times)
     return ClaimReply(
         leases=tuple([lease_of(fields, now) for fields in leases]),

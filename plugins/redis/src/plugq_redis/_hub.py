@@ -183,7 +183,7 @@ class Hub:
 
     def _channel(self, receiver: Receiver[Any]) -> bytes:
         try:
-            return (self._server.channel + receiver.channel).encode()
+            return (self._server.keys.channel + receiver.channel).encode()
         except UnicodeEncodeError as error:
             raise refusal(error, self._target.place) from None
 

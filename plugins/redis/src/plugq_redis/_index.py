@@ -39,12 +39,12 @@ from plugq_redis._records import NUMBERS, STATES, Stored, encode, flat, raw, sho
 from plugq_redis._registers import now_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from plugq.job import JobRecord, JobRef
     from plugq.protocols.edits import Edit, JobEdit
     from plugq.protocols.storage import FindQuery, SweepRequest
-    from plugq_redis._server import Server
+    from plugq_redis._place import Place
 
 #: How many jobs one page of ``find`` looks at.
 EXAMINED = 1_000
@@ -95,7 +95,7 @@ _answers = msgspec.msgpack.Decoder(
 
 
 async def get(
-    server: Server,
+    server: Place,
     refs: Sequence[JobRef],
     *,
     body: bool,
@@ -103,7 +103,6 @@ async def get(
 ) -> list[JobRecord | None]:
     """Return the jobs; one whose retention has passed only to those who wait for it."""
     if not refs:
-        await server.touch()
         return []
     asked = _encoded(server, [(ref.queue, ref.id) for ref in refs])
     time, found = await server.run("get", asked, int(body), writes=False)
@@ -121,20 +120,19 @@ async def get(
     return jobs
 
 
-async def find(server: Server, query: FindQuery) -> Page:
-    """Return one page, from the newest submission to the oldest.
+async def find(places: Mapping[str, Place], query: FindQuery) -> Page:
+    """Return one page, from the newest submission to the oldest, of queues and where they are.
 
     Raises:
         PlugqError: the cursor is none that a page has given out.
     """
     before = _position(query.cursor)
-    queues = await server.queues() if query.queue is None else [query.queue]
     # Each queue is looked at by itself; together they look at no more than a page may.
-    most = max(1, EXAMINED // max(1, len(queues)))
+    most = max(1, EXAMINED // max(1, len(places)))
     limit = min(query.limit, most)
     states = [NUMBERS[state] for state in query.states]
     calls = []
-    for queue in queues:
+    for queue, server in places.items():
         asked = _flat(
             server,
             queue,
@@ -151,7 +149,7 @@ async def find(server: Server, query: FindQuery) -> Page:
     parts = await asyncio.gather(*calls)
     jobs: list[JobRecord] = []
     ends: list[int] = []
-    for queue, (times, found) in zip(queues, parts, strict=True):
+    for queue, (times, found) in zip(places, parts, strict=True):
         now, last = _found(b"\x92" + times)
         if last is not None:
             ends.append(int(last))
@@ -187,11 +185,13 @@ def _position(cursor: str | None) -> int | None:
     return int(cursor)
 
 
-async def batches(server: Server, names: Sequence[str]) -> list[BatchCounts | None]:
+async def batches(server: Place, names: Sequence[str]) -> list[BatchCounts | None]:
     """Return the counts of each batch."""
     if not names:
         return []
-    time, found = await server.run("batches", _flat(server, list(names), None), writes=False)
+    time, found = await server.run(
+        "batches", _flat(server, list(names), server.queue), writes=False
+    )
     now = now_of(time)
     pairs = zip(names, found, strict=True)
     return [None if stored is None else _batch(name, stored, now) for name, stored in pairs]
@@ -205,9 +205,9 @@ def _batch(name: str, stored: bytes, now: float) -> BatchCounts | None:
     return BatchCounts(batch=name, counts=dict(zip(states, counts, strict=True)))
 
 
-async def stats(server: Server) -> Stats:
+async def stats(server: Place) -> Stats:
     """Return the counters and what they belong to, by name."""
-    time, found = await server.run("stats", flat(None), writes=False)
+    time, found = await server.run("stats", _flat(server, server.queue), writes=False)
     now = now_of(time)
     queues: list[QueueStats] = []
     tasks: list[TaskStats] = []
@@ -245,14 +245,15 @@ def _task(queue: str, task: str, stored: bytes, now: float) -> TaskStats:
     )
 
 
-async def sweep(server: Server, request: SweepRequest) -> SweepReply:
+async def sweep(server: Place, request: SweepRequest) -> SweepReply:
     """Do what time has made due, at most ``limit`` of each kind."""
-    asked = flat(
+    asked = _flat(
+        server,
         request.limit,
         request.max_crashes,
         request.end_leases,
         request.deadline_grace,
-        None,
+        server.queue,
     )
     next_in, changes = await server.change("sweep", asked)
     values = _changes(changes)
@@ -279,7 +280,7 @@ def _change(row: Sequence[Any]) -> Change:
     )
 
 
-async def edit(server: Server, change: Edit) -> list[EditReply]:
+async def edit(server: Place, change: Edit) -> list[EditReply]:
     """Make the change and answer for each job or queue that it names."""
     if isinstance(change, Configure):
         items: list[object] = [_configured(server, settings) for settings in change.settings]
@@ -292,7 +293,7 @@ async def edit(server: Server, change: Edit) -> list[EditReply]:
     return await _edit_jobs(server, change)
 
 
-def _configured(server: Server, settings: QueueSettings) -> tuple[object, ...]:
+def _configured(server: Place, settings: QueueSettings) -> tuple[object, ...]:
     return (
         settings.queue,
         False if settings.max_running is None else settings.max_running,
@@ -304,7 +305,7 @@ def _configured(server: Server, settings: QueueSettings) -> tuple[object, ...]:
     )
 
 
-async def _edit_jobs(server: Server, change: JobEdit) -> list[EditReply]:
+async def _edit_jobs(server: Place, change: JobEdit) -> list[EditReply]:
     value: float | None = None
     if isinstance(change, Retain):
         value = change.ttl
@@ -336,14 +337,14 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _encoded(server: Server, value: object) -> bytes:
+def _encoded(server: Place, value: object) -> bytes:
     try:
         return encode(value)
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
 
 
-def _flat(server: Server, *values: object) -> bytes:
+def _flat(server: Place, *values: object) -> bytes:
     try:
         return flat(*values)
     except UnicodeEncodeError as error:

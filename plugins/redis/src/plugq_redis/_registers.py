@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plugq.protocols.storage import RegisterChange
-    from plugq_redis._server import Server
+    from plugq_redis._place import Place
 
 #: The version and the end before each value.
 _HEAD = struct.Struct(">dd")
 now_of = msgspec.msgpack.Decoder(float).decode
 
 
-async def load(server: Server, keys: Sequence[str]) -> Loaded:
+async def load(server: Place, keys: Sequence[str]) -> Loaded:
     """Return registers and the time."""
     now, found = await server.run("load", _keys(server, keys), writes=False)
     return Loaded(registers=_registers(keys, found), now=now_of(now))
 
 
-async def swap(server: Server, changes: Sequence[RegisterChange]) -> Swapped:
+async def swap(server: Place, changes: Sequence[RegisterChange]) -> Swapped:
     """Make all changes or none."""
     try:
         asked = encode(
@@ -42,7 +42,7 @@ async def swap(server: Server, changes: Sequence[RegisterChange]) -> Swapped:
     return Swapped(done=bool(done), registers=registers, now=now_of(now))
 
 
-async def scan(server: Server, prefix: str) -> list[Register]:
+async def scan(server: Place, prefix: str) -> list[Register]:
     """Return the registers whose key starts with the prefix, by key."""
     try:
         asked = prefix.encode()
@@ -53,7 +53,7 @@ async def scan(server: Server, prefix: str) -> list[Register]:
     return [_register(key.decode(), stored) for key, stored in pairs]
 
 
-def _keys(server: Server, keys: Sequence[str]) -> bytes:
+def _keys(server: Place, keys: Sequence[str]) -> bytes:
     try:
         return encode(list(keys))
     except UnicodeEncodeError as error:

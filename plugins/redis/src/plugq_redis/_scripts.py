@@ -28,6 +28,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "swap": (*_REGISTERS, "swap"),
     "scan": (*_REGISTERS, "scan"),
     "probe": ("core", "probe"),
+    "raise": ("core", "raise"),
 }
 
 

@@ -138,7 +138,8 @@ class RedisStorage(Lifecycle):
 
     async def find(self, query: FindQuery) -> Page:
         """Return one page, newest first."""
-        return await _index.find(self._server, query)
+        names = await self._server.queues() if query.queue is None else [query.queue]
+        return await _index.find(dict.fromkeys(names, self._server), query)
 
     async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
         """Return the counts of batches."""

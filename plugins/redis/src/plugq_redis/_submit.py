@@ -15,17 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plugq.job import JobRecord
-    from plugq_redis._server import Server
+    from plugq_redis._place import Place
 
 _STATUSES = tuple(SubmitStatus)
 _FIELDS = 5
 _ANSWERS = msgspec.msgpack.Decoder(list[int | str]).decode
 
 
-async def submit(server: Server, jobs: Sequence[NewJob]) -> list[SubmitReply]:
-    """Store jobs in the order given and answer for each."""
+async def submit(
+    server: Place,
+    jobs: Sequence[NewJob],
+    sequences: Sequence[int] = (),
+    *,
+    judged_only: bool = False,
+) -> list[SubmitReply]:
+    """Store jobs in the order given and answer for each.
+
+    ``sequences`` are theirs where the server does not hand them out. Jobs that are only judged get
+    the answers that they would get if the call were refused.
+    """
     if not jobs:
         return []
+    given = sequences or (None,) * len(jobs)
     try:
         items = [
             (
@@ -39,14 +50,15 @@ async def submit(server: Server, jobs: Sequence[NewJob]) -> list[SubmitReply]:
                 job.result_ttl,
                 job.failure_ttl,
                 job.not_after,
+                sequence,
             )
-            for job in jobs
+            for job, sequence in zip(jobs, given, strict=True)
         ]
         parts: list[bytes] = []
         for job in jobs:
             parts.append(staying(job))
             parts.append(job.body)
-        asked = flat(items, None)
+        asked = flat(items, judged_only)
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
     (answers,) = await server.change("submit", asked, *parts)
@@ -69,14 +81,18 @@ def read_answers(data: bytes) -> list[SubmitReply]:
     ]
 
 
-async def restore(server: Server, jobs: Sequence[JobRecord]) -> None:
-    """Write whole jobs, unless their ids are taken."""
+async def restore(server: Place, jobs: Sequence[JobRecord], sequences: Sequence[int] = ()) -> None:
+    """Write whole jobs, unless their ids are taken.
+
+    ``sequences`` are for those whose own are taken, where the server does not hand them out.
+    """
+    given = sequences or (None,) * len(jobs)
     items: list[tuple[object, ...]] = []
     parts: list[bytes] = []
     usual = NewJob(queue="", id="", task="", submission=b"", body=b"")
     try:
-        for job in jobs:
-            items.append(_restored(job, usual))
+        for job, sequence in zip(jobs, given, strict=True):
+            items.append((*_restored(job, usual), sequence))
             parts += [
                 staying(_submission_of(job)),
                 job.body or b"",

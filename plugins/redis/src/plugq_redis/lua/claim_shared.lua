@@ -168,7 +168,7 @@ end
 
 -- Serves a claim; returns what goes into the reply.
 local function claim(request)
-  local worker, number, names, limit, lease, peer, grants = unpack(request)
+  local worker, number, names, limit, lease, peer, grants, recall = unpack(request)
   local made = {worker = worker, number = number, peer = peer, till = now + lease, grants = grants,
     leases = {}, wants = {}, spent = {}}
   local shared = CLUSTER and open(names[1]).base or COMMON
@@ -191,7 +191,7 @@ local function claim(request)
     for _, j in ipairs(jobs) do
       made.leases[#made.leases + 1] = lease_of(j, moving(j), j.k, j.body)
     end
-  else
+  elseif not recall then
     in_chunks('ZREM', claims, call('ZRANGEBYSCORE', claims, '-inf', now, 'LIMIT', 0, 4))
     for _, name in ipairs(names) do
       local q = known(name)
@@ -212,5 +212,5 @@ local function claim(request)
     end
   end
   local wait_for = made.next_in or (soonest and math.max(0, soonest - now))
-  return {pack(now, wait_for), pack(made.wants), pack(made.spent), made.leases}
+  return {pack(now, wait_for), pack(made.wants), pack(made.spent), made.leases, repeated and 1 or 0}
 end

@@ -1,11 +1,11 @@
 -- Extends leases, then releases those of the holder that it does not know of. ARGV[2]: seconds,
--- the leases, and the holder's name and number if there is one.
+-- the leases, the holder's name and number if there is one, and the queue in a cluster.
 
 local OK, LOST, CANCEL = 1, 2, 3
 
 tell_time()
 allow_writes()
-local lease, refs, worker, number = unpack_all(ARGV[2])
+local lease, refs, worker, number, name = unpack_all(ARGV[2])
 local replies, listed, extended = {}, {}, {}
 for index, ref in ipairs(refs) do
   local q = open(ref[1])
@@ -23,7 +23,7 @@ for index, ref in ipairs(refs) do
 end
 for name, list in pairs(extended) do in_chunks('ZADD', open(name).leases, list) end
 if worker then
-  local shared = CLUSTER and open(refs[1] and refs[1][1] or ARGV[3]).base or COMMON
+  local shared = name and open(name).base or COMMON
   for _, j in ipairs(held_by(shared, worker, '-inf', number, load)) do
     if not listed[pack(j.q.name, j.id, j.token)] then
       local q = j.q

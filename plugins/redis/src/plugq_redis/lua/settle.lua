@@ -1,5 +1,5 @@
--- Ends attempts, then serves a claim if there is one. ARGV[2]: the settlements and the claim;
--- then the results.
+-- Ends attempts, then serves a claim if there is one. ARGV[2]: the settlements, the claim, and the
+-- peer that claims next; then the results.
 
 local SUCCEED, RETRY, FAIL, SNOOZE, SKIP, RELEASE = 1, 2, 3, 4, 5, 6
 local COUNTED = {[RETRY] = RETRIED, [SNOOZE] = SNOOZED, [RELEASE] = RELEASED}
@@ -64,7 +64,7 @@ end
 
 tell_time()
 allow_writes()
-local settlements, request = unpack_all(ARGV[2])
+local settlements, request, caller = unpack_all(ARGV[2])
 local states = {}
 for index, settlement in ipairs(settlements) do states[index] = settle(settlement) end
 local granted = false
@@ -72,4 +72,4 @@ if request then
   for _, q in ipairs(touched) do settle_leases(q) end
   granted = claim(request)
 end
-return {close(request and request[6] or ''), pack(states), granted}
+return {close(caller), pack(states), granted}

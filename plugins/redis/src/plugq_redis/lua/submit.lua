@@ -1,16 +1,16 @@
 -- Stores jobs in the order given, unless one of them finds its queue full or drained.
--- ARGV[2]: the jobs, and the first sequence where those are handed out elsewhere. Then two values
--- for each job: what stays, and the body.
+-- ARGV[2]: the jobs, each with its sequence where those are handed out elsewhere, and whether they
+-- are only to be judged. Then two values for each job: what stays, and the body.
 
 local ACCEPTED_, DUPLICATE, FULL, DRAINING, REFUSED, LATE = 1, 2, 3, 4, 5, 6
 
 tell_time()
-local jobs, first = unpack_all(ARGV[2])
+local jobs, judged_only = unpack_all(ARGV[2])
 local reply = {}
 local sequence, sequences = nil, COMMON .. 'sequence'
 
-local function next_sequence(index)
-  if first then return first + index - 1 end
+local function next_sequence(item)
+  if item[11] then return item[11] end
   sequence = (sequence or tonumber(call('GET', sequences) or 0)) + 1
   return sequence
 end
@@ -51,7 +51,8 @@ local function read(q, index, item)
   return j
 end
 
--- Returns the answers of a call that a queue refuses, nil if none does.
+-- Returns the answers of a call that a queue refuses, nil if none does; or, if jobs are only judged,
+-- those that they would get if another queue refused the call.
 local function refusal()
   local stored, keys, added, full, answers = {}, {}, {}, {}, {}
   local refuses = false
@@ -77,7 +78,7 @@ local function refusal()
     end
     answers[index] = answer
   end
-  if not refuses then return nil end
+  if not refuses and not judged_only then return nil end
   for index, item in ipairs(jobs) do
     if answers[index][1] == REFUSED and full[open(item[1]).base] then answers[index][1] = FULL end
   end
@@ -90,7 +91,7 @@ local function put(q, index, item, j, former)
     j.generation = former.generation + 1
     remove(q, former)
   end
-  j.seq = next_sequence(index)
+  j.seq = next_sequence(item)
   j.state, j.token, j.attempt, j.crashes, j.priority = QUEUED, 0, 0, 0, item[3]
   j.submitted, j.worker, j.peer, j.cancel, j.code, j.unknown = now, '', '', false, '', 0
   j.result_ttl, j.failure_ttl = item[8], item[9]
@@ -104,7 +105,7 @@ local function put(q, index, item, j, former)
   return {ACCEPTED_, j.id, j.state, j.seq, j.generation}
 end
 
-local bounded = false
+local bounded = judged_only
 for _, item in ipairs(jobs) do
   local q = open(item[1])
   q.changed = q.changed or not q.exists

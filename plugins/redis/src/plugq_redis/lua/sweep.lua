@@ -1,12 +1,12 @@
 -- Does what time makes due. ARGV[2]: the most of each kind, the most crashes, whether leases may
--- be ended, the grace of deadlines, and the queue in a cluster.
+-- be ended, the grace of deadlines, and in a cluster the queue, empty for what belongs to none.
 
 local LAPSE, DEADLINE, DUE, REMOVE = 1, 2, 3, 4
 
 tell_time()
 allow_writes()
 local limit, max_crashes, end_leases, grace, name = unpack_all(ARGV[2])
-local names = name and {name} or all_queues()
+local names = not name and all_queues() or name ~= '' and {name} or {}
 local changes = {}
 local left = {lapsed = limit, ending = limit, overdue = limit, due = limit, expiry = limit}
 
@@ -132,7 +132,7 @@ for _, each in ipairs(names) do
     end
   end
 end
-if not CLUSTER then
+if not CLUSTER or name == '' then
   forget_batches(COMMON, limit)
   local claims = COMMON .. 'claims'
   in_chunks('ZREM', claims, call('ZRANGEBYSCORE', claims, '-inf', now, 'LIMIT', 0, limit))
