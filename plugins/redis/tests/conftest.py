@@ -30,6 +30,9 @@ from plugq_redis import RedisOptions, RedisStorage
 
 URL = "PLUGQ_TEST_REDIS_URL"
 SERVER = "PLUGQ_TEST_REDIS_SERVER"
+CLUSTER_URL = "PLUGQ_TEST_REDIS_CLUSTER_URL"
+SLOTS = 16_384
+BUS, LAST_PORT = 10_000, 65_535
 #: Seconds that a server may take to start on a machine that is busy.
 PATIENCE = 60.0
 
@@ -52,10 +55,16 @@ def program() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free, and so is the one of a cluster's bus above it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port + BUS > LAST_PORT:
+            continue
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port + BUS))
+            return port
 
 
 class RedisServer:
@@ -138,6 +147,69 @@ def server() -> Iterator[str]:
         finally:
             del os.environ[URL]
             one.stop()
+
+
+class RedisCluster:
+    """Servers that share the slots among them."""
+
+    def __init__(self, nodes: Sequence[RedisServer]) -> None:
+        self.nodes = nodes
+
+    @property
+    def url(self) -> str:
+        return self.nodes[0].url
+
+    def form(self) -> None:
+        """Share out the slots and wait until every node knows of the others."""
+        first, *others = self.nodes
+        count = len(self.nodes)
+        for index, node in enumerate(self.nodes):
+            slots = range(SLOTS * index // count, SLOTS * (index + 1) // count)
+            node.command("CLUSTER", "ADDSLOTS", *slots)
+            node.command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+        for node in others:
+            node.command("CLUSTER", "MEET", "127.0.0.1", first.port)
+        end = time.monotonic() + PATIENCE
+        while not all(self._knows_all(node) for node in self.nodes):
+            assert time.monotonic() < end, "the cluster does not form"
+            time.sleep(0.05)
+
+    def _knows_all(self, node: RedisServer) -> bool:
+        info = node.command("CLUSTER", "INFO")
+        known = node.command("CLUSTER", "SLOTS")
+        return b"cluster_state:ok" in info and len(known) == len(self.nodes)
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[RedisCluster]:
+    """Three nodes."""
+    with contextlib.ExitStack() as stack:
+        nodes: list[RedisServer] = []
+        for _ in range(3):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plugq-redis-"))
+            settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "3000")
+            node = RedisServer(Path(folder), *settings)
+            stack.callback(node.stop)
+            node.start()
+            nodes.append(node)
+        cluster = RedisCluster(nodes)
+        cluster.form()
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The URL of the cluster of the session; child processes find it in the environment."""
+    given = os.environ.get(CLUSTER_URL)
+    if given:
+        yield given
+        return
+    with running_cluster() as one:
+        os.environ[CLUSTER_URL] = one.url
+        try:
+            yield one.url
+        finally:
+            del os.environ[CLUSTER_URL]
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -82,6 +86,28 @@ def code_of(error: BaseException) -> str:
         if text.startswith((code + " ", code)) or f" -{code} " in text or f": {code} " in text:
             return code
     return ""
+
+
+class Elsewhere(NamedTuple):
+    """Where a key is now, and whether the node has to be asked in a special way."""
+
+    node: tuple[str, int]
+    asking: bool
+
+
+def elsewhere(error: BaseException) -> Elsewhere | None:
+    """Return where a node of a cluster says that a key is; ``None`` if it says something else."""
+    words = str(error).split()
+    if words and words[0] in {"MOVED", "ASK"}:
+        words = words[1:]
+    elif not isinstance(error, AskError):
+        return None
+    address = words[-1] if words else ""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return None
+    moved = isinstance(error, MovedError) or str(error).startswith("MOVED")
+    return Elsewhere((host, int(port)), asking=not moved)
 
 
 def refusal(error: BaseException, place: str, *, script: bool = False) -> PlugqError:

@@ -22,13 +22,13 @@ from plugq_redis._signals import EVENTS
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
     from plugq.events import JobEvent
     from plugq_redis._options import Target
-    from plugq_redis._server import Server
+    from plugq_redis._place import Keys
     from plugq_redis._signals import Receiver
 
 #: Beyond so many messages that the server has not taken events are dropped and told as lost.
@@ -44,13 +44,15 @@ class Hub:
 
     def __init__(
         self,
-        target: Target,
-        server: Server,
+        where: Callable[[], Target],
+        publish: Callable[[str, bytes], asyncio.Future[Any]],
+        keys: Keys,
         timeout: float,
         logger: logging.Logger,
     ) -> None:
-        self._target = target
-        self._server = server
+        self._where = where
+        self._send = publish
+        self._keys = keys
         self._timeout = timeout
         self._logger = logger
         self._receivers: dict[bytes, list[Receiver[Any]]] = {}
@@ -89,7 +91,7 @@ class Hub:
                 await waiter
         except TimeoutError:
             self._forget(channel, receiver)
-            message = f"Redis at {self._target} took no subscription; check that it runs"
+            message = f"Redis at {self._where()} took no subscription; check that it runs"
             raise Unavailable(message) from None
         except BaseException:
             self._forget(channel, receiver)
@@ -159,7 +161,7 @@ class Hub:
 
     def _publish(self, data: bytes) -> None:
         try:
-            sent = self._server.publish(EVENTS, data)
+            sent = self._send(EVENTS, data)
         except PlugqError:
             return
         self._sent.add(sent)
@@ -175,7 +177,7 @@ class Hub:
         while True:
             await asyncio.sleep(_MEND)
             try:
-                await self._server.publish(EVENTS, RESYNC)
+                await self._send(EVENTS, RESYNC)
             except (PlugqError, RedisError):
                 continue
             self._mending = None
@@ -183,9 +185,9 @@ class Hub:
 
     def _channel(self, receiver: Receiver[Any]) -> bytes:
         try:
-            return (self._server.keys.channel + receiver.channel).encode()
+            return (self._keys.channel + receiver.channel).encode()
         except UnicodeEncodeError as error:
-            raise refusal(error, self._target.place) from None
+            raise refusal(error, self._where().place) from None
 
     def _forget(self, channel: bytes, receiver: Receiver[Any]) -> bool:
         """Drop a receiver; return whether it was the last one of its channel."""
@@ -222,17 +224,18 @@ class Hub:
                 try:
                     await self._serve()
                 except ANSWERS as error:
-                    self._let_go(refusal(error, self._target.place))
+                    self._let_go(refusal(error, self._where().place))
                 except BROKEN as error:
-                    self._logger.debug("the signals of Redis at %s: %s", self._target, error)
+                    self._logger.debug("the signals of Redis at %s: %s", self._where(), error)
         finally:
             await self._drop()
 
     async def _serve(self) -> None:
         """Open the connection, subscribe to everything, and read until it breaks."""
-        connection = self._target.connection()
+        target = self._where()
+        connection = target.connection()
         try:
-            async with asyncio.timeout(self._target.connect_timeout):
+            async with asyncio.timeout(target.connect_timeout):
                 await connection.connect()  # type: ignore[no-untyped-call,unused-ignore]
             self._connection = connection
             channels = list(self._receivers)

@@ -76,6 +76,11 @@ class Line:
         """Where the server is."""
         return self._target.place
 
+    @property
+    def host(self) -> str:
+        """The host to connect to."""
+        return self._target.host
+
     async def open(self) -> None:
         """Connect, and from then on again whenever the connection breaks.
 
@@ -270,6 +275,27 @@ class Line:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+class AskingLine:
+    """The line to a node that is about to take a slot over, and has it for who asks for that."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.timeout: float = line.timeout
+
+    async def call(self, *command: Part, writes: bool, within: float | None = None) -> Any:
+        """Send one command as :meth:`Line.call` does."""
+        # Nothing comes between the two, as both are put into the outbox at once.
+        asking = self._line.send("ASKING", writes=False)
+        asking.future.add_done_callback(_ignore)
+        return await self._line.call(*command, writes=writes, within=within)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    """Take note of whatever became of a call of which nobody wants to know."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _drop(connection: AbstractConnection) -> None:

@@ -55,12 +55,17 @@ class RedisOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Target:
     """Makes connections to the server that the options name; its text carries no secret."""
 
-    def __init__(self, options: RedisOptions, base: Path) -> None:
-        self.place: str = place(options.url)
-        self.connect_timeout: float = duration(options.connect_timeout, "connect_timeout")
-        self._kind: type[AbstractConnection]
-        self._kind, self._settings = _settings(options, base)
-        self._settings["socket_connect_timeout"] = self.connect_timeout
+    def __init__(
+        self, kind: type[AbstractConnection], settings: dict[str, Any], place: str
+    ) -> None:
+        self.place: str = place
+        self._kind = kind
+        self._settings = settings
+
+    @property
+    def connect_timeout(self) -> float:
+        """How many seconds opening a connection may take."""
+        return float(self._settings["socket_connect_timeout"])
 
     def __str__(self) -> str:
         return self.place
@@ -69,15 +74,32 @@ class Target:
         """Return a connection that has not been opened."""
         return self._kind(**self._settings)
 
+    def at(self, host: str, port: int) -> Target:
+        """Return the same for another node of a cluster."""
+        settings = {**self._settings, "host": host or self.host, "port": port}
+        scheme = "rediss" if self.encrypted else "redis"
+        return Target(self._kind, settings, place(f"{scheme}://{host}:{port}"))
+
     @property
-    def settings(self) -> dict[str, Any]:
-        """What a connection is made with."""
-        return dict(self._settings)
+    def host(self) -> str:
+        """The host to connect to."""
+        return str(self._settings.get("host", "127.0.0.1"))
 
     @property
     def encrypted(self) -> bool:
         """Whether connections use TLS."""
         return issubclass(self._kind, SSLConnection)
+
+
+def target_of(options: RedisOptions, base: Path) -> Target:
+    """Return the server that the options name; files are relative to that folder.
+
+    Raises:
+        ConfigError: the options name no server, or contradict each other.
+    """
+    kind, settings = _settings(options, base)
+    settings["socket_connect_timeout"] = duration(options.connect_timeout, "connect_timeout")
+    return Target(kind, settings, place(options.url))
 
 
 def place(url: str) -> str:

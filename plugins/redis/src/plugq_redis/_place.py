@@ -15,7 +15,7 @@ from plugq_redis._records import flat
 
 if TYPE_CHECKING:
     from plugq.protocols.plugin import PluginContext
-    from plugq_redis._line import Line, Part
+    from plugq_redis._line import AskingLine, Line, Part
     from plugq_redis._scripts import Script
 
 EVALSHA = "EVALSHA"
@@ -84,7 +84,9 @@ class Place(ABC):
         return reply[1:]
 
 
-async def run_script(line: Line, script: Script, command: tuple[Part, ...], *, writes: bool) -> Any:
+async def run_script(
+    line: Line | AskingLine, script: Script, command: tuple[Part, ...], *, writes: bool
+) -> Any:
     """Call a script by its hash, and load it first where the server has lost it.
 
     Raises:

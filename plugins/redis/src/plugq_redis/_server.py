@@ -12,27 +12,23 @@ from plugq_redis._place import EVALSHA, Keys, Place, run_script
 from plugq_redis._scripts import scripts
 
 if TYPE_CHECKING:
-    from plugq.protocols.plugin import PluginContext
-    from plugq_redis._options import RedisOptions, Target
+    import asyncio
+    import logging
+
+    from plugq_redis._options import Target
 
 
 class Server(Place):
     """One server on which all keys of a namespace are; calls of scripts are single steps."""
 
-    def __init__(
-        self,
-        target: Target,
-        options: RedisOptions,
-        context: PluginContext,
-        timeout: float,
-    ) -> None:
-        super().__init__(Keys(options.prefix, context))
-        self._line = Line(target, timeout, context.logger)
+    def __init__(self, target: Target, keys: Keys, timeout: float, logger: logging.Logger) -> None:
+        super().__init__(keys)
+        self.line: Line = Line(target, timeout, logger)
 
     @property
     def place(self) -> str:
         """Where the server is."""
-        return self._line.place
+        return self.line.place
 
     async def open(self) -> None:
         """Connect.
@@ -42,19 +38,19 @@ class Server(Place):
             Unavailable: it can not be reached now.
         """
         try:
-            await self._line.open()
+            await self.line.open()
         except BROKEN as error:
             raise unusable(error, self.place) from None
 
     async def close(self) -> None:
         """Finish what is under way and close the connection."""
-        await self._line.close()
+        await self.line.close()
         self.listened = False
 
     async def queues(self) -> list[str]:
         """Return the names of all queues."""
         try:
-            found = await self._line.call("SMEMBERS", f"{self.keys.common}queues", writes=False)
+            found = await self.line.call("SMEMBERS", f"{self.keys.common}queues", writes=False)
         except RedisError as error:
             raise refusal(error, self.place) from None
         return [name.decode() for name in found]
@@ -66,11 +62,11 @@ class Server(Place):
             RedisError: the server's answer.
             Unavailable: nothing happened.
         """
-        return await self._line.call(*parts, writes=writes)
+        return await self.line.call(*parts, writes=writes)
 
-    def publish(self, channel: str, data: bytes) -> Any:
+    def publish(self, channel: str, data: bytes) -> asyncio.Future[Any]:
         """Send a message without waiting; the future that is returned tells of its end."""
-        return self._line.send("PUBLISH", self.keys.channel + channel, data, writes=False).future
+        return self.line.send("PUBLISH", self.keys.channel + channel, data, writes=False).future
 
     async def load(self) -> None:
         """Load every script.
@@ -80,7 +76,7 @@ class Server(Place):
         """
         try:
             for script in scripts().values():
-                await self._line.call("SCRIPT", "LOAD", script.text, writes=False)
+                await self.line.call("SCRIPT", "LOAD", script.text, writes=False)
         except RedisError as error:
             raise unusable(error, self.place) from None
 
@@ -95,6 +91,6 @@ class Server(Place):
         header = self.keys.header(cluster=False)
         call = EVALSHA, script.digest, 1, f"{self.keys.common}clock", header, *arguments
         try:
-            return await run_script(self._line, script, call, writes=writes)
+            return await run_script(self.line, script, call, writes=writes)
         except RedisError as error:
             raise refusal(error, self.place, script=writes) from None

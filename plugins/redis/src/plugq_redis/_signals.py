@@ -135,11 +135,25 @@ class Receiver(AsyncGenerator[T, None]):
     def _next(self) -> T | None: ...
 
 
+class Gate(Protocol):
+    """Decides on wake-ups where queues do not know of each other."""
+
+    def admit(self, peer: str) -> bool:
+        """Return whether a wake-up is news to the peer."""
+        ...
+
+    async def forget_peer(self, peer: str) -> None:
+        """Note that a peer watches no more."""
+        ...
+
+
 class Watch(Receiver[Notice]):
     """The notices to one peer, merged while nobody fetches them."""
 
-    def __init__(self, peer: str, hub: Subscriptions) -> None:
+    def __init__(self, peer: str, hub: Subscriptions, gate: Gate | None = None) -> None:
         super().__init__(hub, f"peer:{peer}")
+        self._peer = peer
+        self._gate = gate
         self._wake = False
         self._finished: list[JobRef] = []
         self._cancels: list[JobRef] = []
@@ -148,7 +162,7 @@ class Watch(Receiver[Notice]):
         kind, *names = _notice(data)
         refs = [JobRef(*pair) for pair in zip(names[::2], names[1::2], strict=True)]
         if kind == "w":
-            self._wake = True
+            self._wake = self._wake or self._gate is None or self._gate.admit(self._peer)
         elif kind == "f":
             self._finished += refs
         elif kind == "c":
@@ -157,6 +171,12 @@ class Watch(Receiver[Notice]):
             self.lose()
         if len(self._finished) + len(self._cancels) > BACKLOG:
             self.lose()
+
+    async def aclose(self) -> None:
+        """End the iteration; what was not fetched is dropped."""
+        if self._gate is not None and not self._closed:
+            await self._gate.forget_peer(self._peer)
+        await super().aclose()
 
     def _forget(self) -> None:
         self._finished.clear()

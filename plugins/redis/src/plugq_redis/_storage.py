@@ -1,19 +1,23 @@
-"""The storage itself: each verb is one script call, and the server does it in one step."""
+"""The storage itself: what it is made of, and how it starts and stops."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from plugq.lifecycle import Lifecycle
 from plugq.protocols.plugin import API_VERSION, Capability
-from plugq_redis import _claims, _index, _registers, _submit
 from plugq_redis._check import check, check_rights
 from plugq_redis._hub import Hub
-from plugq_redis._options import RedisOptions, Target, duration
+from plugq_redis._nodes import Nodes
+from plugq_redis._options import RedisOptions, Target, duration, target_of
+from plugq_redis._place import Keys
 from plugq_redis._server import Server
 from plugq_redis._signals import Listener, Watch
+from plugq_redis._single import Single
+from plugq_redis._spread import Spread
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     import msgspec
@@ -68,10 +72,13 @@ class RedisStorage(Lifecycle):
         super().__init__()
         self.options = options
         self._logger = context.logger
-        target = Target(options, context.base_dir)
         timeout = duration(options.timeout, "timeout")
-        self._server = Server(target, options, context, timeout)
-        self._hub = Hub(target, self._server, timeout, context.logger)
+        self._target = target_of(options, context.base_dir)
+        keys = Keys(options.prefix, context)
+        self._server = Server(self._target, keys, timeout, context.logger)
+        self._nodes = Nodes(self._target, keys, timeout, context.logger)
+        self._verbs: Single | Spread = Single(self._server)
+        self._hub = Hub(self._where, self._publish, keys, timeout, context.logger)
         self._promise = ""
 
     @property
@@ -84,25 +91,44 @@ class RedisStorage(Lifecycle):
         facts = await check(self._server, self.options)
         self._promise = facts.promise
         self._logger.info("%s", facts.promise)
-        await self._server.load()
-        await check_rights(self._server)
+        cluster = facts.cluster if self.options.cluster == "auto" else self.options.cluster
+        if cluster:
+            await self._nodes.open(self._server.line)
+            self._verbs = Spread(self._nodes)
+        else:
+            self._verbs = Single(self._server)
+            await self._server.load()
+            await check_rights(self._server)
         self._hub.open()
 
     async def _stop(self) -> None:
         await self._hub.close()
+        await self._nodes.close()
         await self._server.close()
+
+    def _where(self) -> Target:
+        """Return the server that carries signals."""
+        if isinstance(self._verbs, Spread):
+            return self._nodes.target_of(self._nodes.keys.common)
+        return self._target
+
+    def _publish(self, channel: str, data: bytes) -> asyncio.Future[Any]:
+        """Send a message without waiting; the future tells of its end."""
+        if isinstance(self._verbs, Spread):
+            return self._nodes.publish(self._nodes.keys.common, channel, data)
+        return self._server.publish(channel, data)
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs as durably as the server is configured, and answer for each."""
-        return await _submit.submit(self._server, jobs)
+        return await self._verbs.submit(jobs)
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
-        await _submit.restore(self._server, jobs)
+        await self._verbs.restore(jobs)
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Grant leases in order."""
-        return await _claims.claim(self._server, request)
+        return await self._verbs.claim(request)
 
     async def settle(
         self,
@@ -110,7 +136,7 @@ class RedisStorage(Lifecycle):
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim, in one step."""
-        return await _claims.settle(self._server, settlements, claim)
+        return await self._verbs.settle(settlements, claim)
 
     async def renew(
         self,
@@ -120,11 +146,11 @@ class RedisStorage(Lifecycle):
         holder: Holder | None = None,
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted."""
-        return await _claims.renew(self._server, leases, lease, holder)
+        return await self._verbs.renew(leases, lease, holder)
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
-        return await _index.sweep(self._server, request)
+        return await self._verbs.sweep(request)
 
     async def get(
         self,
@@ -134,27 +160,28 @@ class RedisStorage(Lifecycle):
         waiting: bool = False,
     ) -> Sequence[JobRecord | None]:
         """Return jobs as they stand."""
-        return await _index.get(self._server, refs, body=body, waiting=waiting)
+        return await self._verbs.get(refs, body=body, waiting=waiting)
 
     async def find(self, query: FindQuery) -> Page:
         """Return one page, newest first."""
-        names = await self._server.queues() if query.queue is None else [query.queue]
-        return await _index.find(dict.fromkeys(names, self._server), query)
+        return await self._verbs.find(query)
 
     async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
         """Return the counts of batches."""
-        return await _index.batches(self._server, batches)
+        return await self._verbs.batches(batches)
 
     async def stats(self) -> Stats:
         """Return the counters."""
-        return await _index.stats(self._server)
+        return await self._verbs.stats()
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
-        return await _index.edit(self._server, edit)
+        return await self._verbs.edit(edit)
 
     def watch(self, peer: str) -> Watch:
         """Iterate over the notices to a peer, in the event loop that started the storage."""
+        if isinstance(self._verbs, Spread):
+            return Watch(peer, self._hub, self._verbs)
         return Watch(peer, self._hub)
 
     def listen(self) -> Listener:
@@ -168,16 +195,16 @@ class RedisStorage(Lifecycle):
     @property
     def listened(self) -> bool:
         """Whether anybody may be listening, as of the last change of this instance."""
-        return self._server.listened
+        return self._verbs.listened
 
     async def load(self, keys: Sequence[str]) -> Loaded:
         """Return registers and the time."""
-        return await _registers.load(self._server, keys)
+        return await self._verbs.load(keys)
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
-        return await _registers.swap(self._server, changes)
+        return await self._verbs.swap(changes)
 
     async def scan(self, prefix: str) -> Sequence[Register]:
         """Return the registers whose key starts with the prefix."""
-        return await _registers.scan(self._server, prefix)
+        return await self._verbs.scan(prefix)
