@@ -7,16 +7,18 @@ there. Nothing else is ever sent twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from plugq.errors import Unavailable
+from plugq.errors import OutcomeUnknown, Unavailable
 from plugq_redis._faults import BROKEN, broken, elsewhere, refusal, unusable
 from plugq_redis._line import AskingLine, Line, Part, not_started
 from plugq_redis._place import EVALSHA, Keys, Place, run_script
+from plugq_redis._records import encode, flat
 from plugq_redis._scripts import scripts
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from plugq_redis._options import Target
 
+#: What a wake-up looks like.
+_WAKE = encode(["w"])
 #: How often a call follows the key that it is about.
 _MOST_MOVES = 5
 _Node = tuple[str, int]
@@ -245,24 +249,6 @@ class Nodes:
         return SlotMap(answer, line.host)
 
 
-class QueuePlace(Place):
-    """The node of one queue, wherever that is."""
-
-    def __init__(self, nodes: Nodes, queue: str) -> None:
-        super().__init__(nodes.keys, queue)
-        self._nodes = nodes
-        self._key = f"{nodes.keys.of(queue)}clock"
-
-    @property
-    def place(self) -> str:
-        """Where the cluster is."""
-        return self._nodes.place
-
-    async def run(self, name: str, *arguments: Part, writes: bool = True) -> Any:
-        """Call a script on the keys of the queue."""
-        return await self._nodes.run(self._key, name, *arguments, writes=writes)
-
-
 class CommonPlace(Place):
     """The node of what belongs to no queue: registers, sequences, the names of the queues."""
 
@@ -280,6 +266,22 @@ class CommonPlace(Place):
         """Call a script on the keys of no queue."""
         return await self._nodes.run(self.key, name, *arguments, writes=writes)
 
+    async def change(self, name: str, *arguments: Part) -> list[Any]:
+        """Call a script that changes no jobs, and so has nothing to say to peers."""
+        reply: list[Any] = await self.run(name, *arguments)
+        return reply[1:]
+
+    async def tell(self, messages: Sequence[bytes]) -> int:
+        """Publish messages to peers; return how many wake-ups nobody heard."""
+        pairs = list(zip(messages[::2], messages[1::2], strict=True))
+        channel = self.keys.channel.encode() + b"peer:"
+        heard = await asyncio.gather(
+            *(self.command("PUBLISH", channel + peer, message) for peer, message in pairs),
+            return_exceptions=True,
+        )
+        unheard = [message for (_, message), count in zip(pairs, heard, strict=True) if count == 0]
+        return unheard.count(_WAKE)
+
     async def command(self, *parts: Part, writes: bool = False) -> Any:
         """Return the reply to a plain command.
 
@@ -291,3 +293,35 @@ class CommonPlace(Place):
             return await self._nodes.call(self.key, *parts, writes=writes)
         except RedisError as error:
             raise refusal(error, self.place) from None
+
+
+class QueuePlace(Place):
+    """The node of one queue, wherever that is."""
+
+    def __init__(self, nodes: Nodes, common: CommonPlace, queue: str) -> None:
+        super().__init__(nodes.keys, queue)
+        self._nodes = nodes
+        self._common = common
+        self._key = f"{nodes.keys.of(queue)}clock"
+
+    @property
+    def place(self) -> str:
+        """Where the cluster is."""
+        return self._nodes.place
+
+    async def run(self, name: str, *arguments: Part, writes: bool = True) -> Any:
+        """Call a script on the keys of the queue."""
+        return await self._nodes.run(self._key, name, *arguments, writes=writes)
+
+    async def change(self, name: str, *arguments: Part) -> list[Any]:
+        """Call a script that changes jobs, and pass on what it has to say to peers."""
+        reply: list[Any] = await self.run(name, *arguments)
+        messages = reply[0]
+        while messages:
+            deaf = await self._common.tell(messages)
+            messages = []
+            if deaf:
+                # A notice is a hint: whoever waits for it looks again by itself.
+                with contextlib.suppress(Unavailable, OutcomeUnknown):
+                    (messages,) = await self.run("wake", flat(self.queue, deaf))
+        return reply[1:]

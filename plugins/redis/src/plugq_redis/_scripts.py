@@ -20,6 +20,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "sweep": (*_CLAIMS, "registers", "sweep"),
     "edit": (*_MOVES, "edit"),
     "steer": (*_MOVES, "steer"),
+    "wake": (*_MOVES, "wake"),
     "get": ("core", "get"),
     "find": (*_MOVES, "find"),
     "stats": (*_MOVES, "stats"),

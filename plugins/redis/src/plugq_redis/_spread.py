@@ -259,7 +259,7 @@ class Spread:
     def _at(self, queue: str) -> QueuePlace:
         place = self._places.get(queue)
         if place is None:
-            place = self._places[queue] = QueuePlace(self._nodes, queue)
+            place = self._places[queue] = QueuePlace(self._nodes, self._common, queue)
         return place
 
     async def _make_known(self, queues: Iterable[str]) -> None:

@@ -37,6 +37,18 @@ local function idle(peer, names)
   end
 end
 
+-- What the caller has to publish. In a cluster it does so on the node that all subscribe at, so that
+-- messages arrive in the order of the calls and it is known who is there to hear them.
+local outgoing = {}
+
+-- Sends a message to a peer; returns whether it was heard, as far as that is known.
+local function publish(peer, message)
+  if not CLUSTER then return call('PUBLISH', PEERS .. peer, message) > 0 end
+  outgoing[#outgoing + 1] = peer
+  outgoing[#outgoing + 1] = message
+  return true
+end
+
 -- Wakes at most so many idle peers, those who wait longest first, never the caller.
 local function wake(q, most, caller)
   local passed = 0
@@ -48,8 +60,8 @@ local function wake(q, most, caller)
         passed = passed + 1
       else
         busy(q, peer)
-        -- One whom nobody hears has gone; in a cluster it may be heard at another node.
-        if call('PUBLISH', PEERS .. peer, pack({'w'})) > 0 or CLUSTER then most = most - 1 end
+        -- One that does not hear it has gone.
+        if publish(peer, pack({'w'})) then most = most - 1 end
       end
     end
   end
@@ -59,14 +71,14 @@ local function tell(kind, list)
   for peer, refs in pairs(list) do
     -- A message is no longer than what Lua's stack would take.
     for first = 1, #refs, CHUNK do
-      call('PUBLISH', PEERS .. peer,
-        pack({kind, unpack(refs, first, math.min(#refs, first + CHUNK - 1))}))
+      publish(peer, pack({kind, unpack(refs, first, math.min(#refs, first + CHUNK - 1))}))
     end
   end
 end
 
 -- Writes what the call has gathered, then tells and wakes. With everything set, idle peers are
--- woken for whatever is claimable and not only for what has become so.
+-- woken for whatever is claimable and not only for what has become so. Returns how many listen to
+-- events, in a cluster what is to be published.
 local function close(caller, everything)
   for _, q in ipairs(touched) do
     settle_order(q)
@@ -93,5 +105,5 @@ local function close(caller, everything)
       wake(q, math.min(most, ready), caller)
     end
   end
-  return listeners()
+  return CLUSTER and outgoing or listeners()
 end
