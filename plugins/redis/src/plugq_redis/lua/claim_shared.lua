@@ -9,7 +9,7 @@ local function load_whole(q, id)
   local stored = call('HMGET', q.job .. id, 'm', 'k', 'b')
   if not stored[1] then return nil end
   local j = decode(q, id, stored[1], stored[2])
-  j.k, j.body = stored[2], stored[3]
+  j.body = stored[3]
   return j
 end
 
@@ -62,6 +62,7 @@ local function take(q, most)
       places[#places + 1] = place
       return #jobs >= most
     end, load_whole)
+    if #places > 0 then call('ZREMRANGEBYRANK', q.ready, 0, #places - 1) end
     take_out(q, places, jobs)
   end
   return jobs, all
@@ -83,6 +84,7 @@ local function pick(q, most, made)
       return is_done(a)
     end, load_whole)
   end
+  in_chunks('ZREM', q.ready, places)
   take_out(q, places, jobs)
   for _, lane in ipairs(a.spent) do
     local budget, count = a.budgets[lane], a.used[lane]
@@ -130,7 +132,7 @@ local function grant(q, most, made)
   local token = math.max(q.token + 1, math.floor(now * 1000000))
   q.token, q.changed = token + #jobs - 1, true
   q.waiting = q.waiting - #jobs
-  local leases, holding = {}, {}
+  local leases = {}
   for index, j in ipairs(jobs) do
     shift(q, j, RUNNING)
     local counts = tally(q, j.task)
@@ -145,23 +147,24 @@ local function grant(q, most, made)
     local m = moving(j)
     call('HSET', j.hash, 'm', m)
     leases[2 * index - 1], leases[2 * index] = made.till, j.id
-    holding[2 * index - 1], holding[2 * index] = made.number, held(j)
+    made.held[#made.held + 1], made.held[#made.held + 2] = q.name, j.id
     made.leases[#made.leases + 1] = lease_of(j, m, j.k, j.body)
   end
   in_chunks('ZADD', q.leases, leases)
-  in_chunks('ZADD', holdings(q, made.worker), holding)
   made.granted = q
 end
 
--- Returns the running jobs that a worker holds by its claims between two numbers.
-local function held_by(shared, worker, lowest, highest, read)
+-- Returns the jobs of a claim that its worker still holds, in the order in which it got them.
+local function held_of(shared, worker, number, read)
   local jobs = {}
-  local members = call('ZRANGEBYSCORE', shared .. 'held:' .. worker, lowest, highest)
-  for _, member in ipairs(members) do
-    local size = struct.unpack('>I2', member)
-    local q = open(member:sub(3, size + 2))
-    local j = read(q, member:sub(size + 3))
-    if j and j.state == RUNNING and j.worker == worker then jobs[#jobs + 1] = j end
+  local _, listed = claim_fields(number)
+  local stored = call('HGET', shared .. 'held:' .. worker, listed)
+  local refs = stored and cmsgpack.unpack(stored) or {}
+  for index = 1, #refs, 2 do
+    local j = read(open(refs[index]), refs[index + 1])
+    if j and j.state == RUNNING and j.worker == worker and j.number == number then
+      jobs[#jobs + 1] = j
+    end
   end
   return jobs
 end
@@ -170,25 +173,14 @@ end
 local function claim(request)
   local worker, number, names, limit, lease, peer, grants, recall = unpack(request)
   local made = {worker = worker, number = number, peer = peer, till = now + lease, grants = grants,
-    leases = {}, wants = {}, spent = {}}
+    leases = {}, wants = {}, spent = {}, held = {}}
   local shared = CLUSTER and open(names[1]).base or COMMON
   local claims, mark = shared .. 'claims', pack(worker, number)
   local repeated = limit > 0 and
-    (call('ZSCORE', claims, mark) or call('ZCOUNT', shared .. 'held:' .. worker, number, number) > 0)
+    (call('ZSCORE', claims, mark)
+      or call('HEXISTS', shared .. 'held:' .. worker, (claim_fields(number))) == 1)
   if repeated then
-    local jobs = held_by(shared, worker, number, number, load_whole)
-    table.sort(jobs, function(a, b)
-      if a.q.name ~= b.q.name then return a.q.name < b.q.name end
-      return a.token < b.token
-    end)
-    local place = {}
-    for index, name in ipairs(names) do place[name] = index end
-    table.sort(jobs, function(a, b)
-      local first, second = place[a.q.name] or 0, place[b.q.name] or 0
-      if first ~= second then return first < second end
-      return a.token < b.token
-    end)
-    for _, j in ipairs(jobs) do
+    for _, j in ipairs(held_of(shared, worker, number, load_whole)) do
       made.leases[#made.leases + 1] = lease_of(j, moving(j), j.k, j.body)
     end
   elseif not recall then
@@ -201,7 +193,10 @@ local function claim(request)
         if left > 0 then grant(q, left, made) end
       end
     end
-    if made.granted then call('ZADD', claims, made.till + lease, mark) end
+    if made.granted then
+      call('ZADD', claims, made.till + lease, mark)
+      hold(made.granted, worker, number, #made.leases, made.held)
+    end
     if #made.leases < limit and peer ~= '' then idle(peer, names) end
   end
   local soonest = nil

@@ -99,9 +99,8 @@ local function withdraw(q, j)
   end
 end
 
--- Takes jobs, which stand in the ready order, out of it for them to run.
+-- Lets jobs run that have been taken out of the ready order.
 local function take_out(q, places, jobs)
-  in_chunks('ZREM', q.ready, places)
   for index, j in ipairs(jobs) do
     if j.lane then
       local lane = lane_of(q, j.lane)

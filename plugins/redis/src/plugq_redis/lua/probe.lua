@@ -7,11 +7,11 @@ local peer = PEERS .. ':probe'
 local commands = {
   {'TIME'}, {'SET', text, 1}, {'GET', text}, {'INCR', text},
   {'HSET', hash, 'a', 1}, {'HGET', hash, 'a'}, {'HMGET', hash, 'a'}, {'HEXISTS', hash, 'a'},
-  {'HGETALL', hash}, {'HKEYS', hash}, {'HDEL', hash, 'b'},
+  {'HGETALL', hash}, {'HKEYS', hash}, {'HDEL', hash, 'b'}, {'HINCRBY', hash, 'a', 1},
   {'ZADD', order, 1, 'a'}, {'ZCARD', order}, {'ZCOUNT', order, 1, 1}, {'ZRANK', order, 'a'},
   {'ZSCORE', order, 'a'}, {'ZRANGE', order, 0, 0}, {'ZRANGEBYSCORE', order, 1, 1},
   {'ZREVRANGEBYSCORE', order, 1, 1}, {'ZRANGEBYLEX', order, '[a', '[a'}, {'ZREM', order, 'b'},
-  {'ZREMRANGEBYSCORE', order, 2, 2}, {'SADD', members, 'a'}, {'SMEMBERS', members},
+  {'ZREMRANGEBYSCORE', order, 2, 2}, {'ZREMRANGEBYRANK', order, 5, 5}, {'SADD', members, 'a'}, {'SMEMBERS', members},
   {'PUBLISH', peer, ''}, {'PUBSUB', 'NUMSUB', peer}, {'DEL', unpack(keys)},
 }
 local denied = {}

@@ -24,20 +24,27 @@ end
 for name, list in pairs(extended) do in_chunks('ZADD', open(name).leases, list) end
 if worker then
   local shared = name and open(name).base or COMMON
-  for _, j in ipairs(held_by(shared, worker, '-inf', number, load)) do
-    if not listed[pack(j.q.name, j.id, j.token)] then
-      local q = j.q
-      j.attempt = j.attempt - 1
-      end_lease(q, j)
-      if j.cancel then
-        finish(q, j, CANCELLED, '', false)
-      else
-        local counts = tally(q, j.task)
-        counts[RELEASED] = counts[RELEASED] + 1
-        wait(q, j, QUEUED)
+  local unlisted = {}
+  for _, field in ipairs(call('HKEYS', shared .. 'held:' .. worker)) do
+    local claimed = field:sub(1, 1) == 'i' and tonumber(field:sub(2))
+    if claimed and claimed <= number then
+      for _, j in ipairs(held_of(shared, worker, claimed, load)) do
+        if not listed[pack(j.q.name, j.id, j.token)] then unlisted[#unlisted + 1] = j end
       end
-      save(j)
     end
+  end
+  for _, j in ipairs(unlisted) do
+    local q = j.q
+    j.attempt = j.attempt - 1
+    end_lease(q, j)
+    if j.cancel then
+      finish(q, j, CANCELLED, '', false)
+    else
+      local counts = tally(q, j.task)
+      counts[RELEASED] = counts[RELEASED] + 1
+      wait(q, j, QUEUED)
+    end
+    save(j)
   end
 end
 return {close(''), pack(replies)}

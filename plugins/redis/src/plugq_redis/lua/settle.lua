@@ -33,9 +33,7 @@ local function settle(settlement)
   if not j or j.token ~= token or j.state ~= RUNNING then return 0 end
   local state = state_after(j, outcome, delay)
   if progress then call('HSET', j.hash, 'p', progress) end
-  if outcome == SUCCEED then
-    if result then call('HSET', j.hash, 'r', ARGV[result]) end
-  else
+  if outcome ~= SUCCEED then
     keep_failure(j, outcome, code, problem)
   end
   local counts = tally(q, j.task)
@@ -58,7 +56,11 @@ local function settle(settlement)
     end
     wait(q, j, state)
   end
-  save(j)
+  if outcome == SUCCEED and result then
+    call('HSET', j.hash, 'm', moving(j), 'r', ARGV[result])
+  else
+    save(j)
+  end
   return state
 end
 
