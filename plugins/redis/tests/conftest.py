@@ -174,6 +174,17 @@ class RedisCluster:
             assert time.monotonic() < end, "the cluster does not form"
             time.sleep(0.05)
 
+    def move(self, slot: int, *, source: int, target: int) -> None:
+        """Move a slot with all its keys from one node to another."""
+        giver, taker = self.nodes[source], self.nodes[target]
+        names = [node.command("CLUSTER", "MYID") for node in (giver, taker)]
+        taker.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+        giver.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+        while keys := giver.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            giver.command("MIGRATE", "127.0.0.1", taker.port, "", 0, 5_000, "KEYS", *keys)
+        for node in (taker, giver):
+            node.command("CLUSTER", "SETSLOT", slot, "NODE", names[1])
+
     def _knows_all(self, node: RedisServer) -> bool:
         info = node.command("CLUSTER", "INFO")
         known = node.command("CLUSTER", "SLOTS")
@@ -213,6 +224,13 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture
+def own_cluster() -> Iterator[RedisCluster]:
+    """A cluster of the test's own, whose nodes may be stopped."""
+    with running_cluster() as one:
+        yield one
+
+
+@pytest.fixture
 def start_server() -> Iterator[Callable[..., RedisServer]]:
     """Starts servers of the test's own."""
     with contextlib.ExitStack() as stack:
@@ -231,10 +249,12 @@ def start_server() -> Iterator[Callable[..., RedisServer]]:
 def open_store(
     server: str, tmp_path: Path
 ) -> Callable[..., AbstractAsyncContextManager[RedisStorage]]:
-    namespace = f"test-{uuid.uuid4().hex}"
+    own = f"test-{uuid.uuid4().hex}"
 
     @asynccontextmanager
-    async def open_(url: str = server, **options: Any) -> AsyncIterator[RedisStorage]:
+    async def open_(
+        url: str = server, *, namespace: str = own, **options: Any
+    ) -> AsyncIterator[RedisStorage]:
         context = PluginContext(base_dir=tmp_path, namespace=namespace)
         storage = RedisStorage(RedisOptions(url=url, **options), context)
         await storage.start()

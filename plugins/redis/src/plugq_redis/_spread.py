@@ -333,9 +333,11 @@ class Spread:
     async def _recall(self, request: ClaimRequest, queues: tuple[str, ...]) -> ClaimReply | None:
         """Return what this claim was granted before, by whichever queue."""
         found = await asyncio.gather(
-            *(_claims.recall(self._at(queue), _part(request, queue, 1)) for queue in queues)
+            *(_claims.recall(self._at(queue), _part(request, queue, 1)) for queue in queues),
+            return_exceptions=True,
         )
-        repeated = [reply for reply in found if reply is not None]
+        # A node that is down can not tell, and does not stop the queues of the others.
+        repeated = [reply for reply in found if isinstance(reply, ClaimReply)]
         return _joined(repeated) if repeated else None
 
     def _note_idle(self, peer: str, queues: Iterable[str]) -> None:

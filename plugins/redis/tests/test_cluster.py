@@ -1,0 +1,124 @@
+"""What is particular to a cluster: where queues lie, nodes that go, slots that move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+
+from plugq.errors import OutcomeUnknown, Unavailable
+from plugq.job import JobRef
+from plugq.protocols import ClaimRequest, Drain, NewJob, SubmitStatus, SweepRequest
+from plugq_redis import RedisStorage
+
+OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
+NewJobs = Callable[..., NewJob]
+Claim = Callable[..., ClaimRequest]
+
+PATIENCE = 30.0
+SLOTS, NODES = 16_384, 3
+
+
+def node_of(key: str) -> int:
+    return next(
+        node for node in range(NODES) if key_slot(key.encode()) < SLOTS * (node + 1) // NODES
+    )
+
+
+def queue_on(node: int, prefix: str = "plugq:", namespace: str = "n") -> str:
+    """Return the name of a queue whose keys lie on that node."""
+    return next(
+        f"q{number}"
+        for number in range(1_000)
+        if node_of(f"{prefix}{{{namespace}/q{number}}}:clock") == node
+    )
+
+
+def namespace_on(node: int) -> str:
+    """Return a namespace of which what belongs to no queue lies on that node."""
+    return next(
+        f"n{number}" for number in range(1_000) if node_of(f"plugq:{{n{number}}}:clock") == node
+    )
+
+
+async def until(call: Callable[[], Any]) -> Any:
+    """Return what a call returns once it works."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                return await call()
+            await asyncio.sleep(0.02)
+
+
+async def test_all_keys_of_a_queue_lie_on_one_node(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    async with open_store(own_cluster.url, namespace="n") as storage:
+        queues = [queue_on(node) for node in range(NODES)]
+        jobs = [new_job(queue=queue, lane="l", batch="b") for queue in queues]
+        await storage.submit(jobs)
+        leases = (await storage.claim(claim(10, queues=tuple(queues)))).leases
+        assert [lease.queue for lease in leases] == queues
+        await storage.settle(succeed(leases))
+    for number, node in enumerate(own_cluster.nodes):
+        keys = {key.decode() for key in node.command("KEYS", "*")}
+        owners = {key.split("}")[0] for key in keys if "/" in key}
+        assert owners == {f"plugq:{{n/{queues[number]}"}
+
+
+async def test_a_node_that_is_down_stops_no_queue_of_the_others(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    for node in own_cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    namespace = namespace_on(0)
+    up, down = queue_on(1, namespace=namespace), queue_on(2, namespace=namespace)
+    async with open_store(own_cluster.url, namespace=namespace) as storage:
+        for queue in (up, down):
+            await storage.submit([new_job("a", queue=queue)])
+        own_cluster.nodes[2].stop()
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await storage.submit([new_job("b", queue=down)])
+        with pytest.raises(Unavailable):
+            await storage.submit([new_job("b", queue=down)])
+        await storage.submit([new_job("b", queue=up)])
+        leases = (await storage.claim(claim(5, queues=(down, up)))).leases
+        assert [(lease.queue, lease.id) for lease in leases] == [(up, "a"), (up, "b")]
+        await storage.sweep(SweepRequest())
+        with pytest.raises(Unavailable):
+            await storage.claim(claim(5, queues=(down,)))
+        own_cluster.nodes[2].start()
+        await until(lambda: storage.submit([new_job("c", queue=down)]))
+
+
+async def test_a_slot_that_has_moved_is_found(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """The node that had it says where it is now; nothing is done twice."""
+    queue = queue_on(0)
+    slot = key_slot(f"plugq:{{n/{queue}}}:clock".encode())
+    async with open_store(own_cluster.url, namespace="n") as storage:
+        await storage.submit([new_job("a", queue=queue)])
+        own_cluster.move(slot, source=0, target=1)
+        await storage.submit([new_job("b", queue=queue)])
+        leases = (await storage.claim(claim(5, queues=(queue,)))).leases
+        assert [lease.id for lease in leases] == ["a", "b"]
+
+
+async def test_a_refusal_of_one_queue_stores_nothing_in_the_others(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store(own_cluster.url, namespace="n") as storage:
+        first, second = queue_on(0), queue_on(1)
+        await storage.edit(Drain((second,)))
+        replies = await storage.submit([new_job("a", queue=first), new_job("b", queue=second)])
+        assert [reply.status for reply in replies] == [
+            SubmitStatus.REFUSED,
+            SubmitStatus.DRAINING,
+        ]
+        assert await storage.get([JobRef(first, "a"), JobRef(second, "b")]) == [None, None]
