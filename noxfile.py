@@ -136,6 +136,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def tables(session: nox.Session) -> None:
+    """Write the tables of docs/conformance.md anew: which test catches which broken plugin."""
+    install(session, "editable", "test")
+    session.run("python", "tests/unit/testing/table.py")
+
+
+@nox.session
 def readme(session: nox.Session) -> None:
     """Run the Python blocks of the documents, and the README's shell blocks in a clean copy."""
     install(session, "editable", "test")

@@ -46,7 +46,7 @@ def test_the_tools_know_every_distribution() -> None:
     assert TOOLS["importlinter"]["root_packages"] == packages
     assert TOOLS["coverage"]["run"]["source_pkgs"] == packages
     assert TOOLS["mypy"]["mypy_path"] == [
-        f"$MYPY_CONFIG_FILE_DIR/{folder}/src" for folder in DISTRIBUTIONS
+        f"$MYPY_CONFIG_FILE_DIR/{folder}/src" for folder in (*DISTRIBUTIONS, "plugins/_template")
     ]
     assert [(s["name"], s["path"]) for s in TOOLS["towncrier"]["section"]] == [
         ("plugq", ""),

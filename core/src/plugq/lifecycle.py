@@ -26,12 +26,14 @@ class Lifecycle(ABC):
     """Idempotent ``start`` and ``stop``, one at a time; subclasses write the two bodies.
 
     ``start`` after ``stop`` starts anew. When ``_start`` raises, ``_stop`` is run and the error
-    goes to the caller. ``stop`` waits for a start that is under way.
+    goes to the caller. ``stop`` waits for a start that is under way. A stop that was cancelled or
+    failed is made again by the next ``stop`` or ``start``, so ``_stop`` must bear to be repeated.
     """
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._started = False
+        self._half_stopped = False
 
     @property
     def started(self) -> bool:
@@ -43,6 +45,8 @@ class Lifecycle(ABC):
         async with self._turn:
             if self._started:
                 return
+            if self._half_stopped:
+                await self._finish_stop()
             try:
                 await self._start()
             except BaseException:
@@ -54,10 +58,15 @@ class Lifecycle(ABC):
     async def stop(self) -> None:
         """Stop and wait until nothing is left running; a second call does nothing."""
         async with self._turn:
-            if not self._started:
+            if not self._started and not self._half_stopped:
                 return
             self._started = False
-            await self._stop()
+            await self._finish_stop()
+
+    async def _finish_stop(self) -> None:
+        self._half_stopped = True
+        await self._stop()
+        self._half_stopped = False
 
     @abstractmethod
     async def _start(self) -> None: ...

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import sqlite3
+import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from typing import ClassVar
 
 from plugq.protocols import PluginContext, Storage
 from plugq.testing import StorageContract
+from plugq.testing.contract.outage import Outages
 from plugq_sqlite import SqliteOptions, SqliteStorage
 
 STORAGE: type[Storage] = SqliteStorage
 
 
+class Steps:
+    """Counts the virtual machine steps of the connections of a storage."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _step(self) -> int:
+        self.count += 1
+        return 0
+
+    async def attach(self, storage: SqliteStorage) -> None:
+        assert storage._reader is not None
+        await storage._writer.call(lambda tx: tx.db.set_progress_handler(self._step, 1))
+        await storage._reader.set_progress_handler(self._step, 1)
+
+
 class TestSqlite(StorageContract):
+    steps: ClassVar[weakref.WeakKeyDictionary[Storage, Steps]] = weakref.WeakKeyDictionary()
+    growth: ClassVar[float] = 1.02
+
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
         storage = SqliteStorage(SqliteOptions(path="jobs.db"), context)
@@ -21,3 +44,73 @@ class TestSqlite(StorageContract):
             yield storage
         finally:
             await storage.stop()
+
+    @asynccontextmanager
+    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
+        """Let the folder of the file be away, as a disk that was unmounted."""
+        folder = context.base_dir
+        away = folder.rename(folder.with_name(f"{folder.name}-away"))
+        try:
+            yield
+        finally:
+            away.rename(folder)
+
+    async def work(self, storage: Storage) -> int:
+        steps = self.steps.get(storage)
+        if steps is None:
+            assert isinstance(storage, SqliteStorage)
+            steps = self.steps[storage] = Steps()
+            await steps.attach(storage)
+        return steps.count
+
+
+class TestLockedFile(Outages):
+    """Another program holds the file for longer than a write waits."""
+
+    @asynccontextmanager
+    async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
+        storage = SqliteStorage(SqliteOptions(path="jobs.db", busy_timeout="250ms"), context)
+        await storage.start()
+        try:
+            yield storage
+        finally:
+            await storage.stop()
+
+    @asynccontextmanager
+    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
+        with closing(sqlite3.connect(context.base_dir / "jobs.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.execute("ROLLBACK")
+
+
+class TestFullDisk(Outages):
+    """The file can not grow any more."""
+
+    opened: ClassVar[list[SqliteStorage]] = []
+
+    @asynccontextmanager
+    async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
+        storage = SqliteStorage(SqliteOptions(path="jobs.db"), context)
+        await storage.start()
+        self.opened.append(storage)
+        try:
+            yield storage
+        finally:
+            self.opened.remove(storage)
+            await storage.stop()
+
+    @asynccontextmanager
+    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
+        del context
+        await self._let_grow_to(1)
+        yield
+        await self._let_grow_to(2**30)
+
+    async def _let_grow_to(self, pages: int) -> None:
+        for storage in self.opened:
+            if storage.started:
+                # Less than there is already means: no more than that.
+                await storage._writer.call(
+                    lambda tx: tx.db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+                )

@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from plugq.events import EventKind, JobEvent
 from plugq.protocols import Happened, NewJob, Resync, SweepRequest
 from plugq_sqlite import SqliteStorage, _writer
 from plugq_sqlite._events import Listener, datagrams
+from plugq_sqlite._transaction import Transaction
 from plugq_sqlite._writer import Writer
 
 HERE = Path(__file__).parent
@@ -229,3 +230,60 @@ async def test_looking_writes_nothing_and_makes_no_resync(
             assert stream._next() is None
         # Nobody listens any more, so that the thread waits without a limit.
         assert storage._writer._until_look() is None
+
+
+async def word_arrives(open_store: OpenStore) -> bool:
+    """Whether a word that was left reaches its listener, survives a probe, and is told once."""
+    async with open_store() as storage, open_store() as other, listening(storage) as stream:
+        address = stream.address
+        await other._writer.call(lambda tx: tx.mark_missed([address]))
+        await other._writer.call(lambda tx: tx.know_listener(address))
+        heard = []
+        for _ in range(2):
+            # What a write of the listener finds has been told to it before the write is answered.
+            await storage.sweep(SweepRequest())
+            heard.append(stream._next())
+        return heard == [Resync(), None] and await rows(other) == [(address, 0)]
+
+
+def _leaves_no_word(tx: Transaction, addresses: Collection[str]) -> None:
+    del tx, addresses
+
+
+def _finds_no_word(tx: Transaction, addresses: Collection[str]) -> list[str]:
+    del tx, addresses
+    return []
+
+
+def _keeps_the_word(tx: Transaction, addresses: Collection[str]) -> list[str]:
+    return [address for address in addresses if address in tx.missed]
+
+
+def _forgets_the_word(tx: Transaction, address: str) -> None:
+    tx.db.execute("UPDATE listener SET missed = 0 WHERE address = ?", (address,))
+    tx._read_listeners()
+
+
+@pytest.mark.parametrize(
+    ("verb", "broken"),
+    [
+        ("mark_missed", _leaves_no_word),
+        ("take_missed", _finds_no_word),
+        ("take_missed", _keeps_the_word),
+        ("know_listener", _forgets_the_word),
+    ],
+)
+async def test_a_word_that_is_lost_or_kept_is_noticed(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, verb: str, broken: Callable[..., object]
+) -> None:
+    assert await word_arrives(open_store)
+    sound = getattr(Transaction, verb)
+    if broken is _forgets_the_word:
+
+        def both(tx: Transaction, address: str) -> None:
+            sound(tx, address)
+            _forgets_the_word(tx, address)
+
+        broken = both
+    monkeypatch.setattr(Transaction, verb, broken)
+    assert not await word_arrives(open_store)

@@ -72,6 +72,15 @@ def test_a_contract_runs_without_an_async_plugin(session: pytest.Pytester) -> No
     result.stdout.fnmatch_lines("*SKIPPED*the plugin does not declare durable, transactional_*")
 
 
+def test_what_needs_a_hook_that_is_not_written_is_skipped_by_its_name(
+    session: pytest.Pytester,
+) -> None:
+    session.makepyfile(CONTRACT)
+    result = session.runpytest_subprocess("-q", "-rs", "-k", "leases_outlive_an_outage")
+    result.assert_outcomes(skipped=1, deselected=result.parseoutcomes()["deselected"])
+    result.stdout.fnmatch_lines("*SKIPPED*the hook outage() is not written; override it*")
+
+
 def test_a_failure_of_a_contract_is_told_in_full(session: pytest.Pytester) -> None:
     session.makepyfile(CONTRACT + FORGETFUL)
     chosen = "TestForgetful and (an_empty_call or a_skip_is_final)"

@@ -19,6 +19,7 @@ from plugq.builtin.memory_jobs import JobTable
 from plugq.builtin.memory_registers import RegisterFile
 from plugq.builtin.memory_signals import Listener, SignalBoard, Watch
 from plugq.clock import SystemClock
+from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq.protocols.storage import Loaded, SweepReply
 
@@ -89,6 +90,7 @@ class MemoryStorage:
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs and answer for each."""
+        checks.check_submit(jobs)
         with self._lock:
             replies = memory_submit.submit(self._jobs, jobs, self._now())
             self._signals.flush()
@@ -96,6 +98,7 @@ class MemoryStorage:
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
+        checks.check_restore(jobs)
         with self._lock:
             now = self._now()
             for job in jobs:
@@ -104,6 +107,7 @@ class MemoryStorage:
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Grant leases in order."""
+        checks.check_claim(request)
         with self._lock:
             reply = memory_attempts.claim(self._jobs, request, self._now())
             self._signals.flush(caller=request.peer)
@@ -115,6 +119,8 @@ class MemoryStorage:
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim."""
+        checks.check_settle(settlements)
+        checks.check_claim(claim)
         with self._lock:
             now = self._now()
             replies = [
@@ -132,6 +138,7 @@ class MemoryStorage:
         holder: Holder | None = None,
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted."""
+        checks.check_renew(leases, lease, holder)
         with self._lock:
             replies = memory_attempts.renew(self._jobs, leases, lease, holder, self._now())
             self._signals.flush()
@@ -139,6 +146,7 @@ class MemoryStorage:
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
+        checks.check_sweep(request)
         with self._lock:
             now = self._now()
             reply = memory_sweep.sweep(self._jobs, request, now)
@@ -180,6 +188,7 @@ class MemoryStorage:
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
+        checks.check_edit(edit)
         with self._lock:
             replies = memory_index.edit(self._jobs, edit, self._now())
             self._signals.flush()
@@ -213,6 +222,7 @@ class MemoryStorage:
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
+        checks.check_swap(changes)
         with self._lock:
             return self._registers.swap(changes, self._now())
 

@@ -131,7 +131,7 @@ def settle(table: JobTable, settlement: Settlement, now: float) -> SettleReply:
     record.tally.totals[_COUNTED[outcome]] += 1
     if state is _DELAYED:
         at = settlement.at if outcome is Outcome.RETRY else None
-        record.ready_at = now + settlement.delay if at is None else max(now, at)
+        record.ready_at = max(now, now + settlement.delay if at is None else at)
     table.wait(record, state)
     return _SETTLED[state]
 

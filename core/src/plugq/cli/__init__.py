@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "plugq.cli.check",
     "config": "plugq.cli.config",
     "plugins": "plugq.cli.plugins",
+    "conformance": "plugq.cli.conformance",
     "demo": "plugq.cli.demo",
 }
 

@@ -35,7 +35,7 @@ class Serde(Protocol):
         ...
 
     def decode(self, data: bytes, context: SerdeContext) -> Any:
-        """Return the value that ``data`` stands for, made of plain Python types.
+        """Return the value that ``data`` stands for, made of the types that this serde encodes.
 
         Raises:
             Undecodable: the bytes are not valid, or nested deeper than the decoder bears.

@@ -1,7 +1,8 @@
 """What proves a plugin: the contracts, a clock that tests control, and the pytest plugin.
 
-Nothing here needs pytest to be imported. The names are loaded on first use, because pytest loads
-this package in every session of an environment in which plugq is installed.
+Nothing here needs pytest to be imported, and only the serde contract needs Hypothesis. The names
+are loaded on first use, because pytest loads this package in every session of an environment in
+which plugq is installed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
     from plugq.testing.clock import ManualClock
     from plugq.testing.limiter import LimiterContract
     from plugq.testing.requirements import MissingCapability, requires
+    from plugq.testing.serde import SerdeContract
     from plugq.testing.storage import StorageContract
 
 _HOMES = {
     "LimiterContract": "plugq.testing.limiter",
     "ManualClock": "plugq.testing.clock",
     "MissingCapability": "plugq.testing.requirements",
+    "SerdeContract": "plugq.testing.serde",
     "StorageContract": "plugq.testing.storage",
     "requires": "plugq.testing.requirements",
 }
@@ -32,4 +35,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(home), name)
 
 
-__all__ = ["LimiterContract", "ManualClock", "MissingCapability", "StorageContract", "requires"]
+__all__ = [
+    "LimiterContract",
+    "ManualClock",
+    "MissingCapability",
+    "SerdeContract",
+    "StorageContract",
+    "requires",
+]

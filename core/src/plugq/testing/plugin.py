@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from plugq.testing.requirements import MissingCapability
+from plugq.testing.requirements import MissingCapability, MissingHook
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 pytest.register_assert_rewrite("plugq.testing.contract")
+
+#: Seconds that one coroutine test may take, on a machine that is busy.
+DEFAULT_LIMIT = 300.0
+#: Where a session keeps another one.
+LIMIT = pytest.StashKey[float]()
 
 
 def _is_contract(item: pytest.Item) -> bool:
@@ -31,16 +36,32 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not _is_contract(pyfuncitem) or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     with asyncio.Runner(debug=False) as runner:
-        runner.run(pyfuncitem.obj())
+        runner.run(_bounded(pyfuncitem))
     return True
+
+
+async def _bounded(item: pytest.Function) -> None:
+    limit = item.config.stash.get(LIMIT, DEFAULT_LIMIT)
+    try:
+        async with asyncio.timeout(limit) as bound:
+            await item.obj()
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise AssertionError(hangs(limit)) from None
+
+
+def hangs(limit: float) -> str:
+    """Return how a test is told of that did not end."""
+    return f"it did not end within {limit:g} s: the plugin hangs"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Turn a missing capability into a skip that names it, whoever ran the test."""
+    """Turn a missing capability or hook into a skip that names it, whoever ran the test."""
     if not _is_contract(item):
         return (yield)
     try:
         return (yield)
-    except MissingCapability as missing:
+    except (MissingCapability, MissingHook) as missing:
         pytest.skip(str(missing))

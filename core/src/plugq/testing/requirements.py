@@ -21,6 +21,8 @@ class Declares(Protocol):
 
 C = TypeVar("C", bound=Declares)
 
+_ATTRIBUTE = "plugq_requires"
+
 
 class MissingCapability(Exception):
     """The plugin under test does not declare what the test needs; the pytest plugin skips it."""
@@ -29,6 +31,14 @@ class MissingCapability(Exception):
         names = ", ".join(sorted(missing))
         super().__init__(f"the plugin does not declare {names}")
         self.missing = missing
+
+
+class MissingHook(Exception):
+    """The class under test has no such optional hook; the pytest plugin skips the test."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the hook {name}() is not written; override it to run these tests")
+        self.name = name
 
 
 def requires(
@@ -49,9 +59,16 @@ def requires(
                 raise MissingCapability(missing)
             await test(contract)
 
+        setattr(run, _ATTRIBUTE, frozenset(capabilities))
         return run
 
     return decorate
 
 
-__all__ = ["MissingCapability", "requires"]
+def required_by(test: object) -> frozenset[Capability]:
+    """Return the capabilities without which a contract test is skipped."""
+    found: frozenset[Capability] = getattr(test, _ATTRIBUTE, frozenset())
+    return found
+
+
+__all__ = ["MissingCapability", "MissingHook", "required_by", "requires"]

@@ -124,4 +124,4 @@ def _requeue(tx: Transaction, row: Row, settlement: Settlement, state: JobState)
 def _ready_at(now: float, settlement: Settlement) -> float:
     if settlement.at is not None and settlement.outcome is Outcome.RETRY:
         return max(now, settlement.at)
-    return now + settlement.delay
+    return max(now, now + settlement.delay)

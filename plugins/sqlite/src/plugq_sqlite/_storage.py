@@ -14,6 +14,7 @@ import aiosqlite
 from plugq.clock import SystemClock
 from plugq.errors import Unavailable
 from plugq.lifecycle import Lifecycle
+from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq_sqlite import _reads
 from plugq_sqlite._claims import claim_alone, renew
@@ -92,6 +93,7 @@ class SqliteStorage(Lifecycle):
         self._writer = Writer(self._writer_options)
         self._reader: aiosqlite.Connection | None = None
         self._reader_thread: threading.Thread | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._watches: set[Watch] = set()
         self._listeners: set[Listener] = set()
 
@@ -123,25 +125,32 @@ class SqliteStorage(Lifecycle):
             await listener.aclose()
         await self._writer.stop()
         reader, self._reader = self._reader, None
-        thread, self._reader_thread = self._reader_thread, None
         if reader is not None:
-            await reader.close()
+            self._closing = asyncio.ensure_future(reader.close())
+        if self._closing is not None:
+            # Kept until it is done: a stop that is cancelled here is made again.
+            await asyncio.shield(self._closing)
+            self._closing = None
+        thread, self._reader_thread = self._reader_thread, None
         if thread is not None:
             # It has answered its last call and has nothing left to do but to end.
             thread.join()
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""
+        checks.check_submit(jobs)
         size = sum(len(job.body) for job in jobs)
         return await self._writer.call(partial(submit, jobs=jobs), len(jobs), size)
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
+        checks.check_restore(jobs)
         size = sum(len(job.body or b"") + len(job.result or b"") for job in jobs)
         await self._writer.call(partial(restore, jobs=jobs), len(jobs), size)
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Grant leases in order."""
+        checks.check_claim(request)
         return await self._writer.call(partial(claim_alone, request=request), request.limit)
 
     async def settle(
@@ -150,6 +159,8 @@ class SqliteStorage(Lifecycle):
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim, in one transaction."""
+        checks.check_settle(settlements)
+        checks.check_claim(claim)
         items = len(settlements) + (0 if claim is None else claim.limit)
         size = sum(len(settlement.result or b"") for settlement in settlements)
         call = partial(settle, settlements=settlements, claim=claim)
@@ -163,11 +174,13 @@ class SqliteStorage(Lifecycle):
         holder: Holder | None = None,
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted."""
+        checks.check_renew(leases, lease, holder)
         call = partial(renew, refs=leases, lease=lease, holder=holder)
         return await self._writer.call(call, len(leases))
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
+        checks.check_sweep(request)
         return await self._writer.call(partial(sweep, request=request), request.limit)
 
     async def get(
@@ -203,6 +216,7 @@ class SqliteStorage(Lifecycle):
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
+        checks.check_edit(edit)
         return await self._writer.call(partial(_edit, change=edit))
 
     def watch(self, peer: str) -> Watch:
@@ -285,6 +299,7 @@ class SqliteStorage(Lifecycle):
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
+        checks.check_swap(changes)
         return await self._writer.call(partial(swap, changes=changes), len(changes))
 
     async def scan(self, prefix: str) -> Sequence[Register]:

@@ -154,13 +154,16 @@ class Writer:
         self._open = True
 
     async def stop(self) -> None:
-        """Write what is waiting, then end the thread and close the file."""
-        thread, self._thread = self._thread, None
+        """Write what is waiting, then end the thread and close the file.
+
+        When it was cancelled a second call waits for the same end.
+        """
         self._open = False
-        if thread is not None and self._ended is not None:
+        if self._thread is not None and self._ended is not None:
             self._queue.put(None)
             await asyncio.shield(self._ended)
-            thread.join()
+            self._thread.join()
+            self._thread = None
 
     async def call(self, run: Callable[[Transaction], T], items: int = 1, size: int = 0) -> T:
         """Run a function inside a transaction that may hold other calls as well.

@@ -51,6 +51,7 @@ class Hearing:
         self.heard: list[Heard] = []
         self._scene = scene
         self._changed = asyncio.Event()
+        self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -64,10 +65,14 @@ class Hearing:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _listen(self) -> None:
-        async with aclosing(self._scene.storage.listen()) as stream:
-            async for heard in stream:
-                self.heard.append(heard)
-                self._changed.set()
+        try:
+            async with aclosing(self._scene.storage.listen()) as stream:
+                async for heard in stream:
+                    self.heard.append(heard)
+                    self._changed.set()
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            self._failure = error
+            self._changed.set()
 
     @property
     def events(self) -> list[JobEvent]:
@@ -81,6 +86,8 @@ class Hearing:
         try:
             async with asyncio.timeout(self._scene.contract.patience):
                 while not reached():
+                    if self._failure is not None:
+                        raise self._failure
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from plugq.job import JobState, Outcome
+from plugq.job import AttemptRecord, JobState, Outcome, Progress
 from plugq.protocols.plugin import Capability
-from plugq.protocols.storage import RenewReply
+from plugq.protocols.storage import (
+    LeaseRef,
+    RenewReply,
+    SubmitStatus,
+    UniqueKey,
+    UniqueMode,
+)
 from plugq.testing.contract.scene import Contract
+from plugq.testing.contract.snapshot import snapshot
+from plugq.testing.levels import Level, level
 from plugq.testing.requirements import requires
 
 if TYPE_CHECKING:
@@ -16,15 +24,43 @@ if TYPE_CHECKING:
     from plugq.testing.contract.scene import Scene
 
 
+_STALE = AttemptRecord(attempt=0, code="stale", type="Stale", message="too late")
+
+
 async def _refused(scene: Scene, stale: Lease) -> None:
     """Check that a token of the past can do nothing at all."""
-    before = await scene.look(stale.id, stale.queue)
+    before = await snapshot(scene)
+    progress = Progress(current=99.0, message="stale")
     for outcome in Outcome:
-        reply = await scene.settle(stale, outcome, delay=1.0)
-        assert reply.lost, f"{outcome} was taken from a stale lease"
-        assert reply.state is None
-    assert list(await scene.renew(stale)) == [RenewReply.LOST]
-    assert await scene.look(stale.id, stale.queue) == before
+        for delay in (0.0, 1.0):
+            reply = await scene.settle(
+                stale, outcome, delay=delay, code="stale", error=_STALE, progress=progress
+            )
+            assert reply.lost, f"{outcome} was taken from a stale lease"
+            assert reply.state is None
+    for news in (None, progress):
+        ref = LeaseRef(stale.queue, stale.id, stale.token, news)
+        assert list(await scene.storage.renew([ref], lease=600.0)) == [RenewReply.LOST]
+    after = await snapshot(scene)
+    assert after == before, "a refused call changed something"
+
+
+async def _run(scene: Scene, **fields: Any) -> Lease:
+    """Submit a job that has everything which a stale settlement could free, and claim it."""
+    unique = UniqueKey(UniqueMode.UNTIL_FINISHED, "k")
+    given = {"lane": "l", "batch": "b", "unique": unique, "max_attempts": 5, "body": b"payload"}
+    await scene.submit("a", **{**given, **fields})
+    return await scene.take("a")
+
+
+async def _held(scene: Scene) -> None:
+    """Check that the job still holds its lane and its unique key."""
+    key = UniqueKey(UniqueMode.UNTIL_FINISHED, "k")
+    (reply,) = await scene.send(scene.job("rival", unique=key))
+    assert (reply.status, reply.id) == (SubmitStatus.DUPLICATE, "a")
+    if await scene.state("a") is JobState.RUNNING:
+        await scene.submit("behind", lane="l")
+        assert await scene.claimed_ids() == []
 
 
 class Fencing(Contract):
@@ -118,6 +154,97 @@ class Fencing(Contract):
             assert current.token > lease.token
             await _refused(scene, lease)
 
+    async def test_a_refused_settlement_changes_nothing_of_a_job_that_waits_again(self) -> None:
+        """Neither after a retry, a snooze, a release nor a crash: key, lane and counts stay."""
+        async with self.scene() as scene:
+            for outcome in (Outcome.RETRY, Outcome.SNOOZE, Outcome.RELEASE, None):
+                stale = await _run(scene)
+                if outcome is None:
+                    await scene.lapse()
+                else:
+                    await scene.end(stale, outcome)
+                await _refused(scene, stale)
+                await _held(scene)
+                await scene.clear()
+
+    async def test_a_refused_settlement_changes_nothing_of_a_job_that_runs_elsewhere(self) -> None:
+        """However it came to run again: the other holder keeps lane, key and lease."""
+        async with self.scene() as scene:
+            for outcome in (Outcome.RETRY, Outcome.SNOOZE, Outcome.RELEASE, None):
+                stale = await _run(scene)
+                if outcome is None:
+                    await scene.lapse()
+                else:
+                    await scene.end(stale, outcome)
+                current = await scene.take("a", worker="w-2")
+                await _refused(scene, stale)
+                await _held(scene)
+                assert await scene.end(current, result=b"1") is JobState.SUCCEEDED
+                assert (await scene.show("a")).result == b"1"
+                await scene.cancel("behind")
+                await scene.clear()
+
+    async def test_a_refused_settlement_changes_nothing_of_what_has_ended(self) -> None:
+        """In each final state, as its holder, a sweep, a deadline or an operator brought it."""
+        async with self.scene() as scene:
+            for outcome in (Outcome.SUCCEED, Outcome.FAIL, Outcome.SKIP):
+                stale = await _run(scene)
+                await scene.end(stale, outcome, error=_STALE)
+                await _refused(scene, stale)
+                await scene.clear()
+            stale = await _run(scene, max_attempts=1)
+            await scene.lapse()
+            assert await scene.state("a") is JobState.FAILED
+            await _refused(scene, stale)
+            await scene.clear()
+            stale = await _run(scene, deadline_in=10.0)
+            scene.clock.advance(10)
+            await scene.sweep(deadline_grace=0.0)
+            assert await scene.state("a") is JobState.FAILED
+            await _refused(scene, stale)
+            await scene.clear()
+            stale = await _run(scene)
+            await scene.cancel("a")
+            await scene.lapse()
+            assert await scene.state("a") is JobState.CANCELLED
+            await _refused(scene, stale)
+            await scene.clear()
+            stale = await _run(scene)
+            await scene.end(stale, Outcome.RELEASE)
+            await scene.cancel("a")
+            await _refused(scene, stale)
+
+    async def test_a_refused_settlement_changes_nothing_of_another_life_of_the_id(self) -> None:
+        """After a purge, a new generation and a redrive, while it waits and while it runs."""
+        async with self.scene() as scene:
+            for again in ("purge", "generation", "redrive"):
+                stale = await _run(scene)
+                if again == "generation":
+                    await scene.cancel("a")
+                await scene.end(stale, Outcome.FAIL)
+                await _refused(scene, stale)
+                if again == "redrive":
+                    await scene.redrive("a")
+                else:
+                    if again == "purge":
+                        await scene.purge("a")
+                        await _refused(scene, stale)
+                    await scene.send(
+                        scene.job(
+                            lane="l",
+                            batch="b",
+                            max_attempts=5,
+                            unique=UniqueKey(UniqueMode.UNTIL_FINISHED, "k"),
+                        )
+                    )
+                await _refused(scene, stale)
+                await _held(scene)
+                current = await scene.take("a", worker="w-2")
+                await _refused(scene, stale)
+                await _held(scene)
+                assert await scene.end(current) is JobState.SUCCEEDED
+                await scene.clear()
+
     async def test_a_token_that_was_never_granted_is_refused(self) -> None:
         """Guessing does not help, nor does another queue's or job's token."""
         async with self.scene() as scene:
@@ -196,6 +323,7 @@ class Fencing(Contract):
                 await reopened.submit("a")
                 assert (await reopened.take("a")).token > old.token
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_claims_give_each_job_to_one(self) -> None:
         """Twenty claimers, a thousand jobs, each granted exactly once (I4)."""
         async with self.scene() as scene, scene.another() as other:
@@ -218,6 +346,7 @@ class Fencing(Contract):
             assert {lease.id for lease in granted} == ids
             assert len({lease.token for lease in granted}) == len(ids)
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_settlements_of_one_lease_count_once(self) -> None:
         """One is taken, the others find the lease ended (I4)."""
         async with self.scene() as scene, scene.another() as other:

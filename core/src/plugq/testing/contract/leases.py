@@ -7,6 +7,7 @@ import asyncio
 from plugq.job import Event, JobState, Outcome, Progress
 from plugq.protocols.storage import Holder, LeaseRef, RenewReply
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 
 class Leases(Contract):
@@ -175,6 +176,16 @@ class Leases(Contract):
             ended = [change.id for reply in (first, second, third) for change in reply.changes]
             assert sorted(ended) == list("abcdefghij")
 
+    async def test_a_sweep_notices_no_more_due_jobs_than_its_limit(self) -> None:
+        """Of all queues together."""
+        async with self.scene() as scene:
+            for queue in "abc":
+                await scene.submit("1", "2", queue=queue, delay=5.0)
+            scene.clock.advance(5)
+            replies = [await scene.sweep(limit=4) for _ in range(3)]
+            assert [len(reply.changes) for reply in replies] == [4, 2, 0]
+            assert replies[0].next_in == 0
+
     async def test_a_sweep_says_when_it_has_work_next(self) -> None:
         """The soonest of due times, leases and deadlines; nothing if there is none of them."""
         async with self.scene() as scene:
@@ -197,6 +208,16 @@ class Leases(Contract):
             assert again == first
             assert await scene.count(JobState.RUNNING) == 3
             assert await scene.total("started") == 3
+
+    async def test_a_repeated_claim_keeps_the_order_of_its_queues(self) -> None:
+        """Also where it names one of them twice."""
+        async with self.scene() as scene:
+            await scene.submit("a", queue="a")
+            await scene.submit("b", queue="b")
+            request = scene.request(5, queues=("b", "a", "b"))
+            first = (await scene.storage.claim(request)).leases
+            assert [lease.id for lease in first] == ["b", "a"]
+            assert (await scene.storage.claim(request)).leases == first
 
     async def test_a_repeated_claim_omits_what_was_settled(self) -> None:
         """Only leases that still stand are given again, and nothing new in place of the others."""
@@ -251,6 +272,7 @@ class Leases(Contract):
             (b,) = await scene.claim(1, number=6)
             assert (a.id, b.id) == ("a", "b")
 
+    @level(Level.CONCURRENCY)
     async def test_a_claim_sent_twice_at_once_is_granted_once(self) -> None:
         """Re-sending while the first is under way gives one set of leases."""
         async with self.scene() as scene, scene.another() as other:

@@ -7,6 +7,7 @@ import asyncio
 from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import Register, RegisterChange
 from plugq.testing.contract.scene import Contract, Scene
+from plugq.testing.levels import Level, level
 from plugq.testing.requirements import requires
 
 
@@ -181,6 +182,7 @@ class Registers(Contract):
                 b"1",
             ]
 
+    @level(Level.CONCURRENCY)
     async def test_of_concurrent_swaps_one_wins(self) -> None:
         """So that a counter kept in a register counts right."""
         async with self.scene() as scene, scene.another() as other:

@@ -6,7 +6,7 @@ from typing import Any
 
 from plugq.job import LINGER, Event, JobState, Outcome
 from plugq.protocols.edits import EditStatus
-from plugq.protocols.storage import SubmitStatus
+from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import Contract
 
 _MS = 0.001
@@ -342,6 +342,30 @@ class Retention(Contract):
                 assert (await scene.redrive("a")).status is EditStatus.NOT_FOUND
                 assert (await scene.purge("a")).status is EditStatus.NOT_FOUND
                 await scene.sweep()
+
+    async def test_a_submission_that_is_not_stored_removes_nothing(self) -> None:
+        """Those who waited for the former job of that id still see it, whatever its retention."""
+        async with self.scene() as scene:
+            key = UniqueKey(UniqueMode.UNTIL_FINISHED, "k")
+            await scene.submit("holder", queue="keys", unique=key)
+            ends: dict[str, Any] = {"priority": 5, "result_ttl": 0.0, "id_ttl": 0.0}
+            for queue in ("late", "keys", "full"):
+                await scene.submit("a", queue=queue, **ends)
+                await scene.end(await scene.take("a", queues=(queue,)), result=b"42")
+            await scene.configure(queue="full", max_length=0)
+            late = scene.job("a", queue="late", not_after=scene.clock.time() - 1)
+            replies = [
+                *await scene.send(late),
+                *await scene.send(scene.job("a", queue="keys", unique=key)),
+                *await scene.send(scene.job("a", queue="full")),
+            ]
+            assert [reply.status for reply in replies] == [
+                SubmitStatus.LATE,
+                SubmitStatus.DUPLICATE,
+                SubmitStatus.FULL,
+            ]
+            for queue in ("late", "keys", "full"):
+                assert (await scene.show("a", queue, waiting=True)).result == b"42"
 
 
 __all__ = ["Deadlines", "Retention"]

@@ -50,6 +50,7 @@ from plugq.protocols.storage import (
 from plugq.testing.children import Child, child
 from plugq.testing.clock import ManualClock
 from plugq.testing.levels import Level
+from plugq.testing.requirements import MissingHook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -95,9 +96,20 @@ class Contract:
 
         It is called several times with one context, also while it is open, and then gives the
         same store each time. Another context is another, empty store: its namespace and its
-        ``base_dir`` differ.
+        ``base_dir`` differ. One that differs in its clock alone is the same store, opened by a
+        process with that clock; only the tests of shared storages make such.
         """
         raise NotImplementedError
+
+    def outage(self, context: PluginContext) -> AbstractAsyncContextManager[None]:
+        """Return a context manager inside which the store of that context can not be reached.
+
+        Optional: without it the tests of outages are skipped. Inside it some calls may still
+        work; what matters is that those which do not fail in time and say so. After it the store
+        is as it was.
+        """
+        del context
+        raise MissingHook("outage")
 
     @asynccontextmanager
     async def scene(self, *, real_time: bool = False) -> AsyncIterator[Scene]:
@@ -389,6 +401,7 @@ class Ear:
         self.heard: list[Notice] = []
         self._scene = scene
         self._changed = asyncio.Event()
+        self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -402,6 +415,10 @@ class Ear:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Watch no more; leaving the ``async with`` does so, too."""
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -412,6 +429,9 @@ class Ear:
             async for notice in stream:
                 self.heard.append(notice)
                 self._changed.set()
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            self._failure = error
+            self._changed.set()
         finally:
             await stream.aclose()
 
@@ -420,6 +440,8 @@ class Ear:
         try:
             async with asyncio.timeout(self._scene.contract.patience):
                 while not reached():
+                    if self._failure is not None:
+                        raise self._failure
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

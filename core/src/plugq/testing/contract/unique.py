@@ -8,6 +8,7 @@ from plugq.job import JobState, Outcome
 from plugq.protocols.edits import EditStatus
 from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 _STARTED = UniqueKey(UniqueMode.UNTIL_STARTED, "k")
 _FINISHED = UniqueKey(UniqueMode.UNTIL_FINISHED, "k")
@@ -173,6 +174,7 @@ class Unique(Contract):
                 (SubmitStatus.DUPLICATE, "a"),
             ]
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_submissions_of_one_key_accept_one(self) -> None:
         """All the others name it."""
         async with self.scene() as scene, scene.another() as other:
