@@ -245,6 +245,19 @@ def start_server() -> Iterator[Callable[..., RedisServer]]:
         yield start
 
 
+@pytest.fixture(scope="class")
+def own_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server of a class's own, which may be stopped and keeps what it was told."""
+    with tempfile.TemporaryDirectory(prefix="plugq-redis-") as folder:
+        one = RedisServer(Path(folder), "--appendonly", "yes", "--appendfsync", "always")
+        one.start()
+        request.cls.server = one
+        try:
+            yield one
+        finally:
+            one.stop()
+
+
 @pytest.fixture
 def open_store(
     server: str, tmp_path: Path

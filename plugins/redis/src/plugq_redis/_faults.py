@@ -119,6 +119,8 @@ def refusal(error: BaseException, place: str, *, script: bool = False) -> PlugqE
         return error
     if isinstance(error, UnicodeEncodeError):
         return InvalidJob(f"a text can not be stored in Redis: {error.reason}")
+    if isinstance(error, OverflowError):
+        return InvalidJob("a number does not fit into 64 bits; give a smaller number")
     code = code_of(error)
     midst = script and (not code or any(words in str(error) for words in _DENIED))
     kind = OutcomeUnknown if midst else Unavailable

@@ -115,12 +115,13 @@ class Hub:
         self._serving = False
         if self._sent:
             await asyncio.wait(self._sent, timeout=self._timeout)
-        mending, self._mending = self._mending, None
-        task, self._task = self._task, None
-        for each in (mending, task):
-            if each is not None:
-                each.cancel()
-                await asyncio.gather(each, return_exceptions=True)
+        tasks = [task for task in (self._mending, self._task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            # Cancelled here, it is called again and finds them.
+            await asyncio.wait(tasks)
+        self._mending = self._task = None
         for receivers in self._receivers.values():
             for receiver in receivers:
                 receiver.shut()

@@ -340,12 +340,12 @@ def _text(value: object) -> str | None:
 def _encoded(server: Place, value: object) -> bytes:
     try:
         return encode(value)
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, OverflowError) as error:
         raise refusal(error, server.place) from None
 
 
 def _flat(server: Place, *values: object) -> bytes:
     try:
         return flat(*values)
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, OverflowError) as error:
         raise refusal(error, server.place) from None

@@ -64,6 +64,7 @@ class Line:
         self._outbox: deque[_Call] = deque()
         self._inflight: deque[_Call] = deque()
         self._work = asyncio.Event()
+        self._open = False
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
         self._packer = target.connection()
@@ -87,18 +88,23 @@ class Line:
         The errors are those of redis-py: whoever opens a line tells what they mean.
         """
         self._connection = await self._connect()
+        self._open = True
         self._task = asyncio.create_task(self._run(), name="plugq-redis-line")
 
     async def close(self) -> None:
-        """Send what waits as far as that is possible in time, then close the connection."""
-        task, self._task = self._task, None
+        """Send what waits as far as that is possible in time, then close the connection.
+
+        When it was cancelled a second call goes on with it.
+        """
+        task, self._open = self._task, False
         if task is None:
             return
         pending = [call.future for call in (*self._inflight, *self._outbox)]
         if pending and self._connection is not None:
             await asyncio.wait(pending, timeout=self.timeout)
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait((task,))
+        self._task = None
         self._fail_all(Unavailable("the Redis storage was stopped"))
 
     def check(self) -> None:
@@ -107,7 +113,7 @@ class Line:
         Raises:
             Unavailable: it is not.
         """
-        if self._task is None:
+        if not self._open:
             raise not_started()
 
     async def call(self, *command: Part, writes: bool, within: float | None = None) -> Any:

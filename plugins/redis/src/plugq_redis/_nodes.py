@@ -99,18 +99,12 @@ class Nodes:
     async def close(self) -> None:
         """Finish what is under way and close every line."""
         self._map = None
-        asking, self._asking = self._asking, None
-        if asking is not None:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-        lines, self._lines = self._lines, {}
-        await asyncio.gather(*(line.close() for line in lines.values()))
-
-    async def each(self) -> list[Line]:
-        """Return the lines to all nodes."""
-        if self._map is None:
-            raise not_started()
-        return [await self._line(node) for node in self._map.nodes]
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait((self._asking,))
+            self._asking = None
+        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        self._lines.clear()
 
     def target_of(self, key: str) -> Target:
         """Return how the node that has a key is reached."""

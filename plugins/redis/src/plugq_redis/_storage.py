@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from plugq.lifecycle import Lifecycle
+from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq_redis._check import check, check_rights
 from plugq_redis._hub import Hub
@@ -120,14 +121,17 @@ class RedisStorage(Lifecycle):
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs as durably as the server is configured, and answer for each."""
+        checks.check_submit(jobs)
         return await self._verbs.submit(jobs)
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
+        checks.check_restore(jobs)
         await self._verbs.restore(jobs)
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Grant leases in order."""
+        checks.check_claim(request)
         return await self._verbs.claim(request)
 
     async def settle(
@@ -136,6 +140,8 @@ class RedisStorage(Lifecycle):
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim, in one step."""
+        checks.check_settle(settlements)
+        checks.check_claim(claim)
         return await self._verbs.settle(settlements, claim)
 
     async def renew(
@@ -146,10 +152,12 @@ class RedisStorage(Lifecycle):
         holder: Holder | None = None,
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted."""
+        checks.check_renew(leases, lease, holder)
         return await self._verbs.renew(leases, lease, holder)
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
+        checks.check_sweep(request)
         return await self._verbs.sweep(request)
 
     async def get(
@@ -176,6 +184,7 @@ class RedisStorage(Lifecycle):
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
+        checks.check_edit(edit)
         return await self._verbs.edit(edit)
 
     def watch(self, peer: str) -> Watch:
@@ -203,6 +212,7 @@ class RedisStorage(Lifecycle):
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
+        checks.check_swap(changes)
         return await self._verbs.swap(changes)
 
     async def scan(self, prefix: str) -> Sequence[Register]:

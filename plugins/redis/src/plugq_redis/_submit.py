@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from plugq.errors import InvalidJob
 from plugq.job import JobState
 from plugq.protocols.storage import NewJob, SubmitReply, SubmitStatus
 from plugq_redis._faults import refusal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _STATUSES = tuple(SubmitStatus)
 _FIELDS = 5
+#: Numbers in Lua are exact up to twice as much.
+_HIGHEST = 2**52
 _ANSWERS = msgspec.msgpack.Decoder(list[int | str]).decode
 
 
@@ -85,7 +88,13 @@ async def restore(server: Place, jobs: Sequence[JobRecord], sequences: Sequence[
     """Write whole jobs, unless their ids are taken.
 
     ``sequences`` are for those whose own are taken, where the server does not hand them out.
+
+    Raises:
+        InvalidJob: a sequence is so high that Redis could not count on.
     """
+    if any(job.sequence >= _HIGHEST for job in jobs):
+        message = f"sequence: give one below {_HIGHEST}, beyond which Redis can not count on"
+        raise InvalidJob(message)
     given = sequences or (None,) * len(jobs)
     items: list[tuple[object, ...]] = []
     parts: list[bytes] = []

@@ -118,6 +118,16 @@ local function pick(q, most, made)
   return jobs, all
 end
 
+-- Returns the first of so many tokens, and by how much they rise. That is 1 up to where Lua no longer
+-- knows every whole number.
+local function next_tokens(q, count)
+  -- The clock keeps them rising where a store is begun anew in a namespace used before.
+  local last = math.max(q.token, math.floor(now * 1000000) - 1)
+  local step = 1
+  while last + step * (count + 1) - (last + step * count) ~= step do step = 2 * step end
+  return math.ceil(last / step) * step + step, step
+end
+
 local function grant(q, most, made)
   promote(q, 2 * most + 100)
   local jobs, all
@@ -128,16 +138,15 @@ local function grant(q, most, made)
   end
   if not all then made.next_in = 0 end
   if #jobs == 0 then return end
-  -- The clock keeps tokens rising where a store is begun anew in a namespace used before.
-  local token = math.max(q.token + 1, math.floor(now * 1000000))
-  q.token, q.changed = token + #jobs - 1, true
+  local token, step = next_tokens(q, #jobs)
+  q.token, q.changed = token + (#jobs - 1) * step, true
   q.waiting = q.waiting - #jobs
   local leases = {}
   for index, j in ipairs(jobs) do
     shift(q, j, RUNNING)
     local counts = tally(q, j.task)
     counts[STARTED] = counts[STARTED] + 1
-    j.token, j.attempt, j.started = token + index - 1, j.attempt + 1, now
+    j.token, j.attempt, j.started = token + (index - 1) * step, j.attempt + 1, now
     j.worker, j.number, j.peer = made.worker, made.number, made.peer
     if j.mode == UNTIL_STARTED then free_key(q, j) end
     if j.deadline then

@@ -30,6 +30,9 @@ local GRANT_AGE = 0.1
 local DAY = 86400
 -- As many values go into one command; Lua's stack takes about 8,000.
 local CHUNK = 2000
+-- More than any call deals with; numbers that are much longer are written in a way that no command
+-- reads.
+local MANY = 1000000
 
 local now, latest
 local queues, touched = {}, {}

@@ -100,7 +100,7 @@ end
 -- Queues up to so many delayed jobs that are due, the soonest first.
 local function promote(q, most, each)
   if most <= 0 then return 0 end
-  local due = call('ZRANGEBYSCORE', q.delayed, '-inf', now, 'LIMIT', 0, most)
+  local due = call('ZRANGEBYSCORE', q.delayed, '-inf', now, 'LIMIT', 0, math.min(most, MANY))
   in_chunks('ZREM', q.delayed, due)
   for _, member in ipairs(due) do
     local j = load(q, member:sub(9))

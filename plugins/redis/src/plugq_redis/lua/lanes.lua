@@ -150,6 +150,7 @@ local function let_in(q, most, at)
     q.fresh = math.min(1, ready_count(q))
   end
   if most <= 0 then return 0 end
+  most = math.min(most, MANY)
   local names = call('ZRANGEBYSCORE', q.parked_lanes, '-inf', at, 'LIMIT', 0, most)
   in_chunks('ZREM', q.parked_lanes, names)
   for _, name in ipairs(names) do

@@ -51,7 +51,7 @@ local function settle(settlement)
       if outcome == RETRY and at then
         j.ready = math.max(now, at)
       else
-        j.ready = now + delay
+        j.ready = math.max(now, now + delay)
       end
     end
     wait(q, j, state)

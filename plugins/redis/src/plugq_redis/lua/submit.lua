@@ -19,14 +19,10 @@ local function standing(status, j)
   return {status, j.id, is_overdue(j) and FAILED or j.state, j.seq, j.generation}
 end
 
--- Returns why a job is not stored, nil if it is to be; and the cancelled one that has its id.
+-- Returns why a job is not stored, nil if it is to be; and the former one that has its id.
 local function judge(q, item, new)
   local j = load(q, item[2])
-  if j and is_expired(j) then
-    remove(q, j)
-    j = nil
-  end
-  if j then
+  if j and not is_expired(j) then
     if j.submission == new.submission then
       return standing(j.state == CANCELLED and DUPLICATE or ACCEPTED_, j)
     end
@@ -88,14 +84,14 @@ end
 local function put(q, index, item, j, former)
   j.generation = 0
   if former then
-    j.generation = former.generation + 1
+    if not is_expired(former) then j.generation = former.generation + 1 end
     remove(q, former)
   end
   j.seq = next_sequence(item)
   j.state, j.token, j.attempt, j.crashes, j.priority = QUEUED, 0, 0, 0, item[3]
   j.submitted, j.worker, j.peer, j.cancel, j.code, j.unknown = now, '', '', false, '', 0
   j.result_ttl, j.failure_ttl = item[8], item[9]
-  j.ready = item[5] and math.max(now, item[5]) or now + item[4]
+  j.ready = math.max(now, item[5] or now + item[4])
   j.deadline = item[7]
   if item[6] then j.deadline = least(j.deadline, now + item[6]) end
   add(q, j)

@@ -6,6 +6,7 @@ local LAPSE, DEADLINE, DUE, REMOVE = 1, 2, 3, 4
 tell_time()
 allow_writes()
 local limit, max_crashes, end_leases, grace, name = unpack_all(ARGV[2])
+limit = math.max(0, math.min(limit, MANY))
 local names = not name and all_queues() or name ~= '' and {name} or {}
 local changes = {}
 local left = {lapsed = limit, ending = limit, overdue = limit, due = limit, expiry = limit}
