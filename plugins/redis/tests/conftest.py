@@ -130,23 +130,35 @@ class RedisServer:
             process.wait(PATIENCE)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def server() -> Iterator[str]:
-    """The URL of the server of the session; child processes find it in the environment."""
-    given = os.environ.get(URL)
-    if given:
-        yield given
+@pytest.fixture(scope="session")
+def session_server() -> Iterator[RedisServer | None]:
+    """The server of the session, ``None`` if it is one that runs anyhow."""
+    if os.environ.get(URL):
+        yield None
         return
     # Not pytest's folder, whose path may be too long for a socket.
     with tempfile.TemporaryDirectory(prefix="plugq-redis-") as folder:
-        one = RedisServer(Path(folder), "--appendonly", "no")
+        one = RedisServer(Path(folder), "--appendonly", "yes")
         one.start()
         os.environ[URL] = one.url
         try:
-            yield one.url
+            yield one
         finally:
             del os.environ[URL]
             one.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(session_server: RedisServer | None) -> str:
+    """The URL of the server of the session; child processes find it in the environment."""
+    del session_server
+    return os.environ[URL]
+
+
+@pytest.fixture(scope="class")
+def stoppable(request: pytest.FixtureRequest, session_server: RedisServer | None) -> None:
+    """Lets a class stop the server of the session for a while."""
+    request.cls.server = session_server
 
 
 class RedisCluster:
@@ -169,6 +181,19 @@ class RedisCluster:
             node.command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
         for node in others:
             node.command("CLUSTER", "MEET", "127.0.0.1", first.port)
+        self.wait()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until every node knows of the others."""
         end = time.monotonic() + PATIENCE
         while not all(self._knows_all(node) for node in self.nodes):
             assert time.monotonic() < end, "the cluster does not form"
@@ -198,7 +223,8 @@ def running_cluster() -> Iterator[RedisCluster]:
         nodes: list[RedisServer] = []
         for _ in range(3):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plugq-redis-"))
-            settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "3000")
+            settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "3000"]
+            settings += ["--appendonly", "yes"]
             node = RedisServer(Path(folder), *settings)
             stack.callback(node.stop)
             node.start()
@@ -209,18 +235,26 @@ def running_cluster() -> Iterator[RedisCluster]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """The URL of the cluster of the session; child processes find it in the environment."""
-    given = os.environ.get(CLUSTER_URL)
-    if given:
-        yield given
+def session_cluster() -> Iterator[RedisCluster | None]:
+    """The cluster of the session, which child processes find in the environment.
+
+    ``None`` if it is one that runs anyhow.
+    """
+    if os.environ.get(CLUSTER_URL):
+        yield None
         return
     with running_cluster() as one:
         os.environ[CLUSTER_URL] = one.url
         try:
-            yield one.url
+            yield one
         finally:
             del os.environ[CLUSTER_URL]
+
+
+@pytest.fixture(scope="class")
+def stoppable_cluster(request: pytest.FixtureRequest, session_cluster: RedisCluster | None) -> None:
+    """Lets a class stop the cluster of the session for a while."""
+    request.cls.server = session_cluster
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from plugq.protocols import PluginContext, Storage
 from plugq.testing import StorageContract
 from plugq.testing.contract.outage import Outages
+from plugq.testing.requirements import MissingHook
 from plugq_redis import RedisOptions, RedisStorage
 
 STORAGE: type[Storage] = RedisStorage
@@ -29,13 +30,27 @@ async def opened(context: PluginContext, url: str, **options: Any) -> AsyncItera
         await storage.stop()
 
 
+@pytest.mark.usefixtures("stoppable")
 class TestRedis(StorageContract):
+    server: ClassVar[Any]
     growth: ClassVar[float] = 1.02
 
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
         async with opened(context, os.environ["PLUGQ_TEST_REDIS_URL"]) as storage:
             yield storage
+
+    @asynccontextmanager
+    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
+        """Let the server end and start again, with its file."""
+        del context
+        if self.server is None:
+            raise MissingHook("outage")
+        await asyncio.to_thread(self.server.stop)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.server.start)
 
     async def work(self, storage: Storage) -> int:
         """Return how many commands the server has run, those of scripts as well."""
@@ -49,8 +64,8 @@ class TestRedis(StorageContract):
 
 
 @pytest.mark.usefixtures("own_server")
-class TestRestart(Outages):
-    """The server is stopped and started again, with its file."""
+class OwnServer(Outages):
+    """Outages of a server that serves nobody else."""
 
     server: ClassVar[Any]
 
@@ -59,17 +74,8 @@ class TestRestart(Outages):
         async with opened(context, self.server.url) as storage:
             yield storage
 
-    @asynccontextmanager
-    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
-        del context
-        await asyncio.to_thread(self.server.stop)
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(self.server.start)
 
-
-class TestKill(TestRestart):
+class TestKill(OwnServer):
     """It dies without a word; the file is synced always."""
 
     @asynccontextmanager
@@ -82,7 +88,7 @@ class TestKill(TestRestart):
             await asyncio.to_thread(self.server.start)
 
 
-class TestHang(TestRestart):
+class TestHang(OwnServer):
     """It stands still, and goes on as if nothing had been."""
 
     @asynccontextmanager
@@ -101,7 +107,7 @@ class TestHang(TestRestart):
             os.kill(self.server.pid, signal.SIGCONT)
 
 
-class TestFull(TestRestart):
+class TestFull(OwnServer):
     """It has no memory left for anything new."""
 
     @asynccontextmanager
@@ -114,7 +120,7 @@ class TestFull(TestRestart):
             self.server.command("CONFIG", "SET", "maxmemory", "0")
 
 
-class TestReplica(TestRestart):
+class TestReplica(OwnServer):
     """It was made a replica of somebody who is not there."""
 
     @asynccontextmanager

@@ -84,6 +84,7 @@ _optional_time = msgspec.msgpack.Decoder(float | None).decode
 _found = msgspec.msgpack.Decoder(tuple[float, float | None]).decode
 _changes = msgspec.msgpack.Decoder(list[str | int | bool]).decode
 _settings = msgspec.msgpack.Decoder(QueueSettings).decode
+_shares = msgspec.msgpack.Decoder(list[int]).decode
 _numbers = msgspec.msgpack.Decoder(list[float]).decode
 _counts = msgspec.msgpack.Decoder(
     tuple[int, float | None, int, int, int, int, int, int, int],
@@ -131,22 +132,14 @@ async def find(places: Mapping[str, Place], query: FindQuery) -> Page:
     most = max(1, EXAMINED // max(1, len(places)))
     limit = min(query.limit, most)
     states = [NUMBERS[state] for state in query.states]
-    calls = []
-    for queue, server in places.items():
-        asked = _flat(
-            server,
-            queue,
-            before,
-            limit,
-            most,
-            states,
-            query.task,
-            query.batch,
-            query.since,
-            query.until,
-        )
-        calls.append(server.run("find", asked, writes=False))
-    parts = await asyncio.gather(*calls)
+    filters = (states, query.task, query.batch, query.since, query.until)
+    asked = [
+        (server, _flat(server, queue, before, limit, most, *filters))
+        for queue, server in places.items()
+    ]
+    parts = await asyncio.gather(
+        *(server.run("find", part, writes=False) for server, part in asked)
+    )
     jobs: list[JobRecord] = []
     ends: list[int] = []
     for queue, (times, found) in zip(places, parts, strict=True):
@@ -245,8 +238,16 @@ def _task(queue: str, task: str, stored: bytes, now: float) -> TaskStats:
     )
 
 
-async def sweep(server: Place, request: SweepRequest) -> SweepReply:
-    """Do what time has made due, at most ``limit`` of each kind."""
+async def due(server: Place, request: SweepRequest) -> list[int]:
+    """Return how many jobs of a queue a sweep would deal with, by kind."""
+    asked = _flat(server, server.queue, request.deadline_grace)
+    return _shares(await server.run("due", asked, writes=False))
+
+
+async def sweep(
+    server: Place, request: SweepRequest, shares: Sequence[int] | None = None
+) -> SweepReply:
+    """Do what time has made due, at most ``limit`` of each kind, or as many as the shares say."""
     asked = _flat(
         server,
         request.limit,
@@ -254,6 +255,7 @@ async def sweep(server: Place, request: SweepRequest) -> SweepReply:
         request.end_leases,
         request.deadline_grace,
         server.queue,
+        shares,
     )
     next_in, changes = await server.change("sweep", asked)
     values = _changes(changes)

@@ -104,6 +104,10 @@ class Line:
             await asyncio.wait(pending, timeout=self.timeout)
         task.cancel()
         await asyncio.wait((task,))
+        if self._connection is not None:
+            # A task that is cancelled before its first step never comes to its end.
+            await _drop(self._connection)
+            self._connection = None
         self._task = None
         self._fail_all(Unavailable("the Redis storage was stopped"))
 

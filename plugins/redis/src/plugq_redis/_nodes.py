@@ -11,6 +11,7 @@ import contextlib
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 
     from plugq_redis._options import Target
 
+#: Seconds that the clocks of two nodes may be apart before one tells the other.
+_SLACK = 0.05
 #: What a wake-up looks like.
 _WAKE = encode(["w"])
+_time = msgspec.msgpack.Decoder(float).decode
 #: How often a call follows the key that it is about.
 _MOST_MOVES = 5
 _Node = tuple[str, int]
@@ -78,6 +82,9 @@ class Nodes:
         self._lines: dict[_Node, Line] = {}
         self._opening: dict[_Node, asyncio.Lock] = {}
         self._asking: asyncio.Task[None] | None = None
+        #: The latest time that any node told, and what the common clock said at which moment.
+        self._latest = 0.0
+        self._common_time, self._common_at = -_SLACK, 0.0
 
     @property
     def place(self) -> str:
@@ -135,7 +142,7 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
         script = scripts()[name]
-        header = self.keys.header(cluster=True)
+        header = self.keys.header(cluster=True, known=self._latest)
         command = EVALSHA, script.digest, 1, key, header, *arguments
 
         async def send(line: Line | AskingLine) -> Any:
@@ -145,6 +152,22 @@ class Nodes:
             return await self._follow(key, send)
         except RedisError as error:
             raise refusal(error, self.place, script=writes) from None
+
+    def see(self, now: float) -> bool:
+        """Take note of the time of a queue; return whether the common clock has to be told.
+
+        It is one time for all: whoever looks there must not live in the past of the others.
+        """
+        self._latest = max(self._latest, now)
+        if self.keys.manual:
+            return now > self._common_time
+        elapsed = asyncio.get_running_loop().time() - self._common_at
+        return now > self._common_time + elapsed + _SLACK
+
+    def see_common(self, now: float) -> None:
+        """Take note of what the common clock says."""
+        self._latest = max(self._latest, now)
+        self._common_time, self._common_at = now, asyncio.get_running_loop().time()
 
     def publish(self, key: str, channel: str, data: bytes) -> asyncio.Future[Any]:
         """Send a message through the node that has the key, without waiting."""
@@ -192,6 +215,8 @@ class Nodes:
             return line
         async with self._opening.setdefault(node, asyncio.Lock()):
             line = self._lines.get(node)
+            if self._map is None:
+                raise not_started()
             if line is None:
                 line = Line(self._target.at(*node), self._timeout, self._logger)
                 try:
@@ -265,6 +290,11 @@ class CommonPlace(Place):
         reply: list[Any] = await self.run(name, *arguments)
         return reply[1:]
 
+    async def attend(self) -> None:
+        """Let the common clock know of the latest time, as far as it can be reached."""
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            self._nodes.see_common(_time(await self.run("attend", b"")))
+
     async def tell(self, messages: Sequence[bytes]) -> int:
         """Publish messages to peers; return how many wake-ups nobody heard."""
         pairs = list(zip(messages[::2], messages[1::2], strict=True))
@@ -294,9 +324,9 @@ class QueuePlace(Place):
 
     def __init__(self, nodes: Nodes, common: CommonPlace, queue: str) -> None:
         super().__init__(nodes.keys, queue)
+        self._name = queue
         self._nodes = nodes
         self._common = common
-        self._key = f"{nodes.keys.of(queue)}clock"
 
     @property
     def place(self) -> str:
@@ -305,17 +335,20 @@ class QueuePlace(Place):
 
     async def run(self, name: str, *arguments: Part, writes: bool = True) -> Any:
         """Call a script on the keys of the queue."""
-        return await self._nodes.run(self._key, name, *arguments, writes=writes)
+        key = f"{self.keys.of(self._name)}clock"
+        return await self._nodes.run(key, name, *arguments, writes=writes)
 
     async def change(self, name: str, *arguments: Part) -> list[Any]:
         """Call a script that changes jobs, and pass on what it has to say to peers."""
         reply: list[Any] = await self.run(name, *arguments)
-        messages = reply[0]
+        now, *messages = reply[0]
+        if self._nodes.see(_time(now)):
+            await self._common.attend()
         while messages:
             deaf = await self._common.tell(messages)
             messages = []
             if deaf:
                 # A notice is a hint: whoever waits for it looks again by itself.
                 with contextlib.suppress(Unavailable, OutcomeUnknown):
-                    (messages,) = await self.run("wake", flat(self.queue, deaf))
+                    ((_, *messages),) = await self.run("wake", flat(self.queue, deaf))
         return reply[1:]

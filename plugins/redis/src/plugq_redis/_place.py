@@ -45,10 +45,18 @@ class Keys:
             raise InvalidJob(message) from None
         return f"{self._prefix}{{{self._namespace}/{name}}}:"
 
-    def header(self, *, cluster: bool) -> bytes:
-        """Return the first argument of every script, with the time if the clock is manual."""
+    @property
+    def manual(self) -> bool:
+        """Whether the time is that of a manual clock and not the servers'."""
+        return self._clock is not None
+
+    def header(self, *, cluster: bool, known: float = 0.0) -> bytes:
+        """Return the first argument of every script, with the time if the clock is manual.
+
+        ``known`` is the latest time that was heard of, in a cluster perhaps from another node.
+        """
         now = None if self._clock is None else self._clock.time()
-        return flat(self._prefix, self._namespace, now, cluster)
+        return flat(self._prefix, self._namespace, now, cluster, known)
 
 
 class Place(ABC):

@@ -30,6 +30,9 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "scan": (*_REGISTERS, "scan"),
     "probe": ("core", "probe"),
     "raise": ("core", "raise"),
+    "attend": ("core", "attend"),
+    "taken": ("core", "taken"),
+    "due": ("core", "due"),
 }
 
 

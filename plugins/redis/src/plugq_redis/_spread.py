@@ -47,9 +47,10 @@ if TYPE_CHECKING:
         Swapped,
         SweepRequest,
     )
-    from plugq_redis._place import Place
 
 _FIRST = msgspec.msgpack.Decoder(int).decode
+#: How many kinds of jobs a sweep deals with, each up to its limit.
+_KINDS = 5
 _REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
@@ -104,10 +105,13 @@ class Spread:
         """Write whole jobs; an id that exists is left alone."""
         groups = _grouped(jobs, lambda job: job.queue)
         await self._make_known(groups)
-        first = await self._sequences(len(jobs), max((job.sequence for job in jobs), default=0))
-        for queue, places in groups.items():
-            sequences = [first + place for place in places]
-            await _submit.restore(self._at(queue), [jobs[place] for place in places], sequences)
+        jobs = await self._with_sequences(jobs)
+        await self._changes(
+            *(
+                _submit.restore(self._at(queue), [jobs[place] for place in places])
+                for queue, places in groups.items()
+            )
+        )
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Grant leases in order, queue by queue."""
@@ -159,10 +163,18 @@ class Spread:
 
         A node that is down is swept when it is back, the others are swept now.
         """
-        places: list[Place] = [self._common, *(self._at(queue) for queue in await self.queues())]
-        results = await asyncio.gather(
-            *(_index.sweep(place, request) for place in places), return_exceptions=True
+        places = [self._at(queue) for queue in await self.queues()]
+        counts = await asyncio.gather(
+            *(_index.due(place, request) for place in places), return_exceptions=True
         )
+        calls = [_index.sweep(self._common, request)]
+        left = [max(0, request.limit)] * _KINDS
+        for place, due in zip(places, counts, strict=True):
+            if not isinstance(due, BaseException):
+                shares = [min(pair) for pair in zip(due, left, strict=True)]
+                left = [most - share for most, share in zip(left, shares, strict=True)]
+                calls.append(_index.sweep(place, request, shares))
+        results = await asyncio.gather(*calls, return_exceptions=True)
         parts = [result for result in results if isinstance(result, SweepReply)]
         if not parts:
             raise next(result for result in results if isinstance(result, BaseException))
@@ -206,7 +218,7 @@ class Spread:
         parts = await asyncio.gather(*(_index.stats(self._at(queue)) for queue in queues))
         loaded = await self.load([])
         return Stats(
-            now=max((part.now for part in parts), default=loaded.now),
+            now=max([loaded.now, *(part.now for part in parts)]),
             queues=tuple([each for part in parts for each in part.queues]),
             tasks=tuple([each for part in parts for each in part.tasks]),
         )
@@ -300,6 +312,21 @@ class Spread:
         )
         answers: list[SubmitReply] = _put_together(len(jobs), groups, judged)
         return answers if any(answer.status in _REFUSED for answer in answers) else None
+
+    async def _with_sequences(self, jobs: Sequence[JobRecord]) -> list[JobRecord]:
+        """Return whole jobs with sequences of their own, or with those that they have if free."""
+        wanted = [job.sequence for job in jobs]
+        first = await self._sequences(len(jobs), max(wanted, default=0))
+        places = [self._at(queue) for queue in await self.queues()]
+        parts = await asyncio.gather(*(_submit.taken(place, wanted) for place in places))
+        taken = {sequence for part in parts for sequence in part}
+        found: list[JobRecord] = []
+        for place, job in enumerate(jobs):
+            free = job.sequence > 0 and job.sequence not in taken
+            sequence = job.sequence if free else first + place
+            taken.add(sequence)
+            found.append(msgspec.structs.replace(job, sequence=sequence))
+        return found
 
     async def _sequences(self, count: int, taken: int = 0) -> int:
         """Return the first of so many sequences, all of them after one that is taken."""

@@ -22,6 +22,7 @@ _STATUSES = tuple(SubmitStatus)
 _FIELDS = 5
 #: Numbers in Lua are exact up to twice as much.
 _HIGHEST = 2**52
+_TAKEN = msgspec.msgpack.Decoder(list[int]).decode
 _ANSWERS = msgspec.msgpack.Decoder(list[int | str]).decode
 
 
@@ -84,10 +85,8 @@ def read_answers(data: bytes) -> list[SubmitReply]:
     ]
 
 
-async def restore(server: Place, jobs: Sequence[JobRecord], sequences: Sequence[int] = ()) -> None:
+async def restore(server: Place, jobs: Sequence[JobRecord]) -> None:
     """Write whole jobs, unless their ids are taken.
-
-    ``sequences`` are for those whose own are taken, where the server does not hand them out.
 
     Raises:
         InvalidJob: a sequence is so high that Redis could not count on.
@@ -95,13 +94,12 @@ async def restore(server: Place, jobs: Sequence[JobRecord], sequences: Sequence[
     if any(job.sequence >= _HIGHEST for job in jobs):
         message = f"sequence: give one below {_HIGHEST}, beyond which Redis can not count on"
         raise InvalidJob(message)
-    given = sequences or (None,) * len(jobs)
     items: list[tuple[object, ...]] = []
     parts: list[bytes] = []
     usual = NewJob(queue="", id="", task="", submission=b"", body=b"")
     try:
-        for job, sequence in zip(jobs, given, strict=True):
-            items.append((*_restored(job, usual), sequence))
+        for job in jobs:
+            items.append(_restored(job, usual))
             parts += [
                 staying(_submission_of(job)),
                 job.body or b"",
@@ -112,7 +110,12 @@ async def restore(server: Place, jobs: Sequence[JobRecord], sequences: Sequence[
         asked = encode(items)
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
-    await server.run("restore", asked, *parts)
+    await server.change("restore", asked, *parts)
+
+
+async def taken(server: Place, sequences: Sequence[int]) -> list[int]:
+    """Return those of the sequences that a queue has, where queues do not know of each other."""
+    return _TAKEN(await server.run("taken", flat(server.queue, list(sequences)), writes=False))
 
 
 def _restored(job: JobRecord, usual: NewJob) -> tuple[object, ...]:

@@ -2,8 +2,8 @@
 --
 -- KEYS[1] is the key of the clock. On a single server that is the clock of the namespace; in a
 -- cluster each queue has its own, in its own slot, and a call touches one queue only.
--- ARGV[1] holds the prefix, the encoded namespace, the time of a manual clock and whether the
--- server is part of a cluster; ARGV[2] what is asked for.
+-- ARGV[1] holds the prefix, the encoded namespace, the time of a manual clock, whether the server
+-- is part of a cluster, and the latest time that the caller knows of; ARGV[2] what is asked for.
 --
 -- A value that may be absent is nil in what is packed by several arguments, false in tables.
 
@@ -13,7 +13,7 @@ if redis.replicate_commands then
 end
 
 local call, pack, unpack_all = redis.call, cmsgpack.pack, cmsgpack.unpack
-local PREFIX, NAMESPACE, GIVEN, CLUSTER = unpack_all(ARGV[1])
+local PREFIX, NAMESPACE, GIVEN, CLUSTER, KNOWN = unpack_all(ARGV[1])
 local COMMON = PREFIX .. '{' .. NAMESPACE .. '}:'
 local EVENTS = PREFIX .. NAMESPACE .. ':events'
 local PEERS = PREFIX .. NAMESPACE .. ':peer:'
@@ -50,7 +50,7 @@ local function tell_time()
     now = tonumber(time[1]) + tonumber(time[2]) / 1000000
   end
   latest = tonumber(call('GET', KEYS[1]) or 0)
-  if now < latest then now = latest end
+  now = math.max(now, latest, KNOWN)
 end
 
 local function keep_time()

@@ -1,6 +1,6 @@
--- Writes whole jobs; an id that exists is left alone. ARGV[2]: the jobs, each in a cluster with a
--- sequence to take if it can not have its own. Then of each what stays, the body, the result, the
--- progress and the history, empty where there is none.
+-- Writes whole jobs; an id that exists is left alone. ARGV[2]: the jobs; in a cluster their
+-- sequences are free. Then of each what stays, the body, the result, the progress and the history,
+-- empty where there is none.
 
 tell_time()
 local jobs = cmsgpack.unpack(ARGV[2])
@@ -8,12 +8,12 @@ local sequences = COMMON .. 'sequence'
 local last = not CLUSTER and tonumber(call('GET', sequences) or 0)
 
 -- Returns that sequence if no job has it, else the next one.
-local function reserve(sequence, q, other)
+local function reserve(sequence)
+  if CLUSTER then return sequence end
   local taken = sequence <= 0
-  for _, name in ipairs(CLUSTER and {q.name} or all_queues()) do
+  for _, name in ipairs(all_queues()) do
     taken = taken or call('ZCOUNT', open(name).all, sequence, sequence) > 0
   end
-  if CLUSTER then return taken and other or sequence end
   if taken then
     last = last + 1
     return last
@@ -50,7 +50,7 @@ local function put(q, index, item)
   j.task, j.lane, j.batch, j.max_attempts, j.mode, j.key, j.key_ttl, j.id_ttl, j.origin,
     j.submission = unpack_all(ARGV[at])
   j.state, j.token, j.attempt, j.crashes, j.priority = item[3], item[4], item[5], item[6], item[7]
-  j.ready, j.seq, j.generation, j.deadline = item[8], reserve(item[9], q, item[23]), item[10], item[11]
+  j.ready, j.seq, j.generation, j.deadline = item[8], reserve(item[9]), item[10], item[11]
   j.submitted, j.started, j.ended, j.expires = item[12], item[13], item[14], item[15]
   j.worker, j.peer, j.cancel, j.code, j.unknown = item[16], '', item[17], item[18], 0
   j.result_ttl, j.failure_ttl = item[19], item[20]
@@ -85,5 +85,4 @@ for index, item in ipairs(jobs) do
   if not load(q, item[2]) then put(q, index, item) end
 end
 if last then call('SET', sequences, last) end
-close('')
-return 1
+return {close('')}

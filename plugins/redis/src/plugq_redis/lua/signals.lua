@@ -78,7 +78,7 @@ end
 
 -- Writes what the call has gathered, then tells and wakes. With everything set, idle peers are
 -- woken for whatever is claimable and not only for what has become so. Returns how many listen to
--- events, in a cluster what is to be published.
+-- events; in a cluster the time, and what is to be published.
 local function close(caller, everything)
   for _, q in ipairs(touched) do
     settle_order(q)
@@ -105,5 +105,7 @@ local function close(caller, everything)
       wake(q, math.min(most, ready), caller)
     end
   end
-  return CLUSTER and outgoing or listeners()
+  if not CLUSTER then return listeners() end
+  table.insert(outgoing, 1, pack(now))
+  return outgoing
 end

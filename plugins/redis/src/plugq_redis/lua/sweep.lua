@@ -1,15 +1,18 @@
 -- Does what time makes due. ARGV[2]: the most of each kind, the most crashes, whether leases may
--- be ended, the grace of deadlines, and in a cluster the queue, empty for what belongs to none.
+-- be ended, the grace of deadlines, and in a cluster the queue, empty for what belongs to none, and
+-- how many of each kind are its share.
 
 local LAPSE, DEADLINE, DUE, REMOVE = 1, 2, 3, 4
 
 tell_time()
 allow_writes()
-local limit, max_crashes, end_leases, grace, name = unpack_all(ARGV[2])
+local limit, max_crashes, end_leases, grace, name, shares = unpack_all(ARGV[2])
 limit = math.max(0, math.min(limit, MANY))
 local names = not name and all_queues() or name ~= '' and {name} or {}
 local changes = {}
-local left = {lapsed = limit, ending = limit, overdue = limit, due = limit, expiry = limit}
+shares = shares or {limit, limit, limit, limit, limit}
+local left = {lapsed = shares[1], ending = shares[2], overdue = shares[3], due = shares[4],
+  expiry = shares[5]}
 
 local function changed(j, event, state, code)
   local at = #changes
