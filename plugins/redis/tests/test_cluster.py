@@ -12,9 +12,19 @@ import pytest
 from redis.crc import key_slot
 
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq.job import JobRef
-from plugq.protocols import ClaimRequest, Drain, NewJob, SubmitStatus, SweepRequest
-from plugq_redis import RedisStorage
+from plugq.job import JobRef, Outcome
+from plugq.protocols import (
+    ClaimRequest,
+    Drain,
+    NewJob,
+    PluginContext,
+    Settlement,
+    SubmitStatus,
+    SweepRequest,
+)
+from plugq.testing import ManualClock
+from plugq_redis import RedisOptions, RedisStorage, _submit
+from plugq_redis._spread import Spread
 
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
 NewJobs = Callable[..., NewJob]
@@ -122,3 +132,37 @@ async def test_a_refusal_of_one_queue_stores_nothing_in_the_others(
             SubmitStatus.DRAINING,
         ]
         assert await storage.get([JobRef(first, "a"), JobRef(second, "b")]) == [None, None]
+
+
+async def test_what_a_process_has_left_undone_a_sweep_does(
+    own_cluster: Any, new_job: NewJobs
+) -> None:
+    """All of a call that was decided is stored, once, whoever died in the midst of it."""
+    clock = ManualClock()
+    context = PluginContext(namespace="n", clock=clock)
+    storage = RedisStorage(RedisOptions(url=own_cluster.url), context)
+    await storage.start()
+    try:
+        verbs = storage._verbs
+        assert isinstance(verbs, Spread)
+        first, second = queue_on(0), queue_on(1)
+        jobs = [new_job("a", queue=first), new_job("b", queue=second, id_ttl=0.0, result_ttl=0.0)]
+        await verbs._make_known((first, second))
+        mark = await verbs._intents.keep(jobs, [1, 2])
+        # It gets as far as the second queue, where the job even comes to its end and goes.
+        await _submit.submit(verbs._at(second), jobs[1:], [2], mark=mark)
+        request = ClaimRequest(worker="w", number=1, queues=(second,), limit=1)
+        (lease,) = (await storage.claim(request)).leases
+        ended = Settlement(queue=second, id="b", token=lease.token, outcome=Outcome.SUCCEED)
+        await storage.settle([ended])
+        assert await storage.get([JobRef(first, "a")]) == [None]
+        clock.advance(60)
+        for _ in range(2):
+            await storage.sweep(SweepRequest())
+            found = await storage.get([JobRef(first, "a"), JobRef(second, "b")])
+            assert [job and job.id for job in found] == ["a", None]
+        assert await verbs._intents.left() == {}
+        totals = {stats.queue: stats.totals for stats in (await storage.stats()).tasks}
+        assert (totals[first]["accepted"], totals[second]["accepted"]) == (1, 1)
+    finally:
+        await storage.stop()

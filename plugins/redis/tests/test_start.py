@@ -12,16 +12,16 @@ import msgspec
 import pytest
 
 from plugq.errors import ConfigError, Unavailable
-from plugq.protocols import PluginContext
-from plugq_redis import RedisOptions, RedisStorage
+from plugq.protocols import FindQuery, PluginContext, RegisterChange, SweepRequest
+from plugq_redis import RedisOptions, RedisStorage, access_rules
 
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
 StartServer = Callable[..., Any]
 
 
-async def refused(url: str, **options: Any) -> str:
+async def refused(url: str, namespace: str = "default", **options: Any) -> str:
     """Return why a start is refused."""
-    storage = RedisStorage(RedisOptions(url=url, **options), PluginContext())
+    storage = RedisStorage(RedisOptions(url=url, **options), PluginContext(namespace=namespace))
     try:
         with pytest.raises(ConfigError) as caught:
             await storage.start()
@@ -91,6 +91,30 @@ async def test_a_password_that_is_missing_or_wrong_is_a_matter_of_configuration(
         pass
     async with open_store(f"redis://:hush-hush@127.0.0.1:{port}/0"):
         pass
+
+
+async def test_the_rules_for_a_user_are_all_that_it_needs(
+    start_server: StartServer, open_store: OpenStore, new_job: Any, claim: Any, succeed: Any
+) -> None:
+    """And let it into no other namespace."""
+    server = start_server()
+    rules = access_rules("mine").split()
+    server.command("ACL", "SETUSER", "jobs", "on", ">secret", *rules)
+    url = f"redis://jobs:secret@127.0.0.1:{server.port}/0"
+    async with open_store(url, namespace="mine") as storage:
+        watch, listening = storage.watch("p"), storage.listen()
+        await anext(watch)
+        await anext(listening)
+        await storage.submit([new_job(lane="l", batch="b")])
+        await storage.settle(succeed((await storage.claim(claim(1, peer="p"))).leases), claim(1))
+        await storage.sweep(SweepRequest())
+        await storage.stats()
+        await storage.find(FindQuery())
+        await storage.swap([RegisterChange(key="k", expect=0, value=b"v")])
+        assert [register.key for register in await storage.scan("k")] == ["k"]
+        await watch.aclose()
+        await listening.aclose()
+    assert "does not let this user" in await refused(url, namespace="other")
 
 
 async def test_rights_that_are_missing_are_named(start_server: StartServer) -> None:

@@ -95,7 +95,7 @@ async def check_rights(server: Server) -> None:
         ConfigError: some of it is denied.
         Unavailable: the server can not be reached, or not now.
     """
-    denied = [name.decode() for name in await server.run("probe")]
+    denied = await server.denied()
     if denied:
         message = (
             f"storage: Redis at {server.place} does not let this user use {', '.join(denied)}; see "

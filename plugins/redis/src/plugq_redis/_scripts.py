@@ -33,6 +33,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "attend": ("core", "attend"),
     "taken": ("core", "taken"),
     "due": ("core", "due"),
+    "intend": ("core", "intend"),
 }
 
 

@@ -87,10 +87,26 @@ class Server(Place):
             Unavailable: nothing happened.
             OutcomeUnknown: it may have happened.
         """
+        try:
+            return await self._run(name, *arguments, writes=writes)
+        except RedisError as error:
+            raise refusal(error, self.place, script=writes) from None
+
+    async def denied(self) -> list[str]:
+        """Return the commands of the scripts that this user may not use.
+
+        Raises:
+            ConfigError: it may not even run them on the keys of this namespace.
+            Unavailable: the server can not be reached now.
+        """
+        try:
+            found = await self._run("probe", writes=False)
+        except RedisError as error:
+            raise unusable(error, self.place) from None
+        return [name.decode() for name in found]
+
+    async def _run(self, name: str, *arguments: Part, writes: bool) -> Any:
         script = scripts()[name]
         header = self.keys.header(cluster=False)
         call = EVALSHA, script.digest, 1, f"{self.keys.common}clock", header, *arguments
-        try:
-            return await run_script(self.line, script, call, writes=writes)
-        except RedisError as error:
-            raise refusal(error, self.place, script=writes) from None
+        return await run_script(self.line, script, call, writes=writes)

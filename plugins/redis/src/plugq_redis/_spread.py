@@ -7,6 +7,7 @@ them fail, the caller is told that the outcome is unknown, and sending the same 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from plugq.protocols.storage import (
     SweepReply,
 )
 from plugq_redis import _claims, _index, _registers, _submit
+from plugq_redis._intents import Intents
 from plugq_redis._nodes import CommonPlace, Nodes, QueuePlace
 from plugq_redis._records import flat
 from plugq_redis._signals import EVENTS
@@ -60,6 +62,7 @@ class Spread:
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
         self._common = CommonPlace(nodes)
+        self._intents = Intents(self._common)
         self._places: dict[str, QueuePlace] = {}
         self._known: set[str] = set()
         #: The queues for which peers of this process may be idle, and who was not woken since its
@@ -78,28 +81,52 @@ class Spread:
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs and answer for each.
 
-        Where several queues are concerned they are asked first whether one of them refuses.
+        Several queues are asked first whether one of them refuses; then the call is decided, and
+        all of it is done, by this process or by a sweep.
         """
         if not jobs:
             return []
         groups = _grouped(jobs, lambda job: job.queue)
         await self._make_known(groups)
         first = await self._sequences(len(jobs))
-        if len(groups) > 1:
-            refused = await self._judge(jobs, groups)
-            if refused is not None:
-                return refused
-        replies = await self._changes(
+        sequences = range(first, first + len(jobs))
+        if len(groups) == 1:
+            (queue,) = groups
+            (replies,) = await self._changes(_submit.submit(self._at(queue), jobs, sequences))
+            answers: list[SubmitReply] = replies
+            return answers
+        refused = await self._judge(jobs, groups)
+        if refused is not None:
+            return refused
+        mark = await self._intents.keep(jobs, sequences)
+        try:
+            return await self._submit_parts(jobs, sequences, mark)
+        except Unavailable as error:
+            message = f"{error}; the call is decided and will be done, sending it again is safe"
+            raise OutcomeUnknown(message) from None
+
+    async def _submit_parts(
+        self, jobs: Sequence[NewJob], sequences: Sequence[int], mark: str
+    ) -> list[SubmitReply]:
+        """Let each queue do its part of a call that is decided."""
+        groups = _grouped(jobs, lambda job: job.queue)
+        parts = await self._changes(
             *(
                 _submit.submit(
                     self._at(queue),
                     [jobs[place] for place in places],
-                    [first + place for place in places],
+                    [sequences[place] for place in places],
+                    mark=mark,
                 )
                 for queue, places in groups.items()
             )
         )
-        return _put_together(len(jobs), groups, replies)
+        await self._intents.drop(mark)
+        sizes = [len(places) for places in groups.values()]
+        # Of a part that was done before there are no answers, and nobody waits for them.
+        if [len(part) for part in parts] != sizes:
+            return []
+        return _put_together(len(jobs), groups, parts)
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
@@ -178,11 +205,18 @@ class Spread:
         parts = [result for result in results if isinstance(result, SweepReply)]
         if not parts:
             raise next(result for result in results if isinstance(result, BaseException))
+        await self._do_what_is_left()
         await self._changes()
         return SweepReply(
             changes=tuple([change for part in parts for change in part.changes]),
             next_in=_soonest(part.next_in for part in parts),
         )
+
+    async def _do_what_is_left(self) -> None:
+        """Do the calls that are decided and whose processes have gone."""
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            for mark, intent in (await self._intents.left()).items():
+                await self._submit_parts(intent.jobs, intent.sequences, mark)
 
     async def get(
         self, refs: Sequence[JobRef], *, body: bool, waiting: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from plugq.lifecycle import Lifecycle
@@ -91,7 +92,8 @@ class RedisStorage(Lifecycle):
         await self._server.open()
         facts = await check(self._server, self.options)
         self._promise = facts.promise
-        self._logger.info("%s", facts.promise)
+        level = logging.INFO if facts.appendonly else logging.WARNING
+        self._logger.log(level, "%s", facts.promise)
         cluster = facts.cluster if self.options.cluster == "auto" else self.options.cluster
         if cluster:
             await self._nodes.open(self._server.line)

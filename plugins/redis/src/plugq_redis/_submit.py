@@ -32,11 +32,13 @@ async def submit(
     sequences: Sequence[int] = (),
     *,
     judged_only: bool = False,
+    mark: str | None = None,
 ) -> list[SubmitReply]:
     """Store jobs in the order given and answer for each.
 
     ``sequences`` are theirs where the server does not hand them out. Jobs that are only judged get
-    the answers that they would get if the call were refused.
+    the answers that they would get if the call were refused. With the mark of a call that is
+    decided no queue refuses, and one that has done its part answers nothing.
     """
     if not jobs:
         return []
@@ -62,7 +64,7 @@ async def submit(
         for job in jobs:
             parts.append(staying(job))
             parts.append(job.body)
-        asked = flat(items, judged_only)
+        asked = flat(items, judged_only, mark)
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
     (answers,) = await server.change("submit", asked, *parts)

@@ -1,11 +1,12 @@
 -- Stores jobs in the order given, unless one of them finds its queue full or drained.
--- ARGV[2]: the jobs, each with its sequence where those are handed out elsewhere, and whether they
--- are only to be judged. Then two values for each job: what stays, and the body.
+-- ARGV[2]: the jobs, each with its sequence where those are handed out elsewhere, whether they are
+-- only to be judged, and the mark of a call that is decided already, of which the queue does its part
+-- once. Then two values for each job: what stays, and the body.
 
 local ACCEPTED_, DUPLICATE, FULL, DRAINING, REFUSED, LATE = 1, 2, 3, 4, 5, 6
 
 tell_time()
-local jobs, judged_only = unpack_all(ARGV[2])
+local jobs, judged_only, mark = unpack_all(ARGV[2])
 local reply = {}
 local sequence, sequences = nil, COMMON .. 'sequence'
 
@@ -101,13 +102,20 @@ local function put(q, index, item, j, former)
   return {ACCEPTED_, j.id, j.state, j.seq, j.generation}
 end
 
+if mark then
+  local marks = open(jobs[1][1]).base .. 'marks'
+  if call('ZSCORE', marks, mark) then return {close(''), pack(reply)} end
+  call('ZADD', marks, now, mark)
+  call('ZREMRANGEBYSCORE', marks, '-inf', now - DAY)
+end
+
 local bounded = judged_only
 for _, item in ipairs(jobs) do
   local q = open(item[1])
   q.changed = q.changed or not q.exists
   bounded = bounded or q.draining or q.max_length
 end
-local answers = bounded and refusal() or nil
+local answers = bounded and not mark and refusal() or nil
 if not answers then
   answers = {}
   for index, item in ipairs(jobs) do
