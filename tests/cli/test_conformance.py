@@ -107,7 +107,7 @@ def test_levels_are_chosen(shell: Shell) -> None:
 
 
 def test_what_is_not_declared_is_skipped_and_counted(shell: Shell) -> None:
-    run = shell.run("conformance", "memory", "-k", "Processes or claim_each_job_once or outlasts")
+    run = shell.run("conformance", "memory", "-k", "opened_by_several or outlasts")
     assert "  skipped: not declared: durable (1 test)" in run.stdout
     assert "  skipped: not declared: shared_processes (" in run.stdout
 
@@ -120,7 +120,7 @@ def test_a_run_in_which_nothing_ran_is_no_success(shell: Shell) -> None:
 
 
 def test_sqlite_with_its_processes(shop: Shell) -> None:
-    run = shop.run("conformance", "sqlite", "-k", "each_job_once or outlasts or hosts")
+    run = shop.run("conformance", "sqlite", "-k", "opened_by_several or outlasts or hosts")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "durable               declared and held" in run.stdout
     assert "shared_processes      declared and held" in run.stdout

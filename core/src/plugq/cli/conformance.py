@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
@@ -84,7 +85,8 @@ def conformance(
     The tests write into stores of their own names and folders. Do not point them at a database
     that is in use. Needs the extra plugq[testing].
     """
-    log_to_stderr()
+    # What a plugin says while it is being provoked is told only to those who want to see it all.
+    log_to_stderr(level=logging.WARNING if verbose else logging.CRITICAL)
     _require_extra()
     from plugq.testing.conformance.session import run
     from plugq.testing.conformance.target import find

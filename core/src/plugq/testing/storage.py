@@ -7,6 +7,7 @@ from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.capabilities import Capabilities
 from plugq.testing.contract.clocks import Clocks
 from plugq.testing.contract.cost import Cost
+from plugq.testing.contract.crashes import Crashes
 from plugq.testing.contract.crowds import Crowds
 from plugq.testing.contract.edges import Edges
 from plugq.testing.contract.ending import Ending
@@ -81,6 +82,7 @@ class StorageContract(
     Processes,
     Hostile,
     Capabilities,
+    Crashes,
     Cost,
     Histories,
 ):

@@ -94,25 +94,30 @@ class Jobs:
         added: dict[str, set[str]] = {}
         keys: set[tuple[str, str]] = set()
         new: list[bool] = []
+        either: set[int] = set()
         for job in jobs:
             ids = added.setdefault(job.queue, set())
-            judged = None if job.id in ids else self._judged(job)
-            new.append(judged is None)
             key = None if job.unique is None else (job.queue, job.unique.key)
+            judged = None if job.id in ids else self._judged(job)
+            if judged is not None and judged[0] is SubmitStatus.LATE and key in keys:
+                # The key comes before the time, and a job of this very call would hold it; what
+                # is said of it where the call is refused is left open.
+                either.add(len(new))
+            new.append(judged is None)
             if judged is None and key not in keys:
                 ids.add(job.id)
                 if key is not None:
                     keys.add(key)
         full = {name for name, ids in added.items() if ids and self._full(name, len(ids))}
         draining = {name for name, ids in added.items() if ids and self.queue(name).draining}
-        for job, reply, is_new in zip(jobs, replies, new, strict=True):
+        for place, (job, reply, is_new) in enumerate(zip(jobs, replies, new, strict=True)):
             if not full and not draining:
                 expect(
                     reply.status not in _REFUSED,
                     "answers",
                     f"{job.queue}/{job.id} was refused as {reply.status} where there was room",
                 )
-            elif not is_new:
+            elif not is_new and not (place in either and reply.status in _REFUSED):
                 judged = self._judged(job)
                 if judged is not None:
                     self._stands(job, reply, *judged)
