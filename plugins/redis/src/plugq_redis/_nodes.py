@@ -340,7 +340,7 @@ class QueuePlace(Place):
 
     async def change(self, name: str, *arguments: Part) -> list[Any]:
         """Call a script that changes jobs, and pass on what it has to say to peers."""
-        reply: list[Any] = await self.run(name, *arguments)
+        reply = await self._commit(name, *arguments)
         now, *messages = reply[0]
         if self._nodes.see(_time(now)):
             await self._common.attend()

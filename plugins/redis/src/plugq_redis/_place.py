@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from redis.exceptions import ResponseError
 
+from plugq import failpoints
 from plugq.errors import InvalidJob
 from plugq_redis._faults import code_of
 from plugq_redis._records import flat
@@ -87,9 +88,18 @@ class Place(ABC):
 
     async def change(self, name: str, *arguments: Part) -> list[Any]:
         """Call a script that changes jobs; returns its reply without the count of listeners."""
-        reply: list[Any] = await self.run(name, *arguments)
+        reply = await self._commit(name, *arguments)
         self.listened = int(reply[0]) > 0
         return reply[1:]
+
+    async def _commit(self, name: str, *arguments: Part) -> list[Any]:
+        """Call a script that changes jobs."""
+        if failpoints.ARMED:
+            failpoints.hit("storage.commit.before")
+        reply: list[Any] = await self.run(name, *arguments)
+        if failpoints.ARMED:
+            failpoints.hit("storage.commit.after")
+        return reply
 
 
 async def run_script(
