@@ -106,7 +106,6 @@ if mark then
   local marks = open(jobs[1][1]).base .. 'marks'
   if call('ZSCORE', marks, mark) then return {close(''), pack(reply)} end
   call('ZADD', marks, now, mark)
-  call('ZREMRANGEBYSCORE', marks, '-inf', now - DAY)
 end
 
 local bounded = judged_only

@@ -133,6 +133,7 @@ for _, each in ipairs(names) do
     if CLUSTER then
       forget_batches(q.base, limit)
       call('ZREMRANGEBYSCORE', q.base .. 'claims', '-inf', now)
+      call('ZREMRANGEBYSCORE', q.base .. 'marks', '-inf', now - DAY)
     end
   end
 end
