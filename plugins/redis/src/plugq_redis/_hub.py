@@ -66,6 +66,7 @@ class Hub:
         self._mending: asyncio.Task[None] | None = None
         self._serving = False
         self._failures = 0
+        self._place = ""
 
     def open(self) -> None:
         """Serve from now on; the connection is opened when somebody needs it."""
@@ -91,7 +92,7 @@ class Hub:
                 await waiter
         except TimeoutError:
             self._forget(channel, receiver)
-            message = f"Redis at {self._where()} took no subscription; check that it runs"
+            message = f"Redis at {self._place} took no subscription; check that it runs"
             raise Unavailable(message) from None
         except BaseException:
             self._forget(channel, receiver)
@@ -188,7 +189,7 @@ class Hub:
         try:
             return (self._keys.channel + receiver.channel).encode()
         except UnicodeEncodeError as error:
-            raise refusal(error, self._where().place) from None
+            raise refusal(error, self._place) from None
 
     def _forget(self, channel: bytes, receiver: Receiver[Any]) -> bool:
         """Drop a receiver; return whether it was the last one of its channel."""
@@ -225,15 +226,16 @@ class Hub:
                 try:
                     await self._serve()
                 except ANSWERS as error:
-                    self._let_go(refusal(error, self._where().place))
-                except BROKEN as error:
-                    self._logger.debug("the signals of Redis at %s: %s", self._where(), error)
+                    self._let_go(refusal(error, self._place))
+                except Exception as error:  # noqa: BLE001 - whoever watches must not be left alone
+                    self._logger.debug("the signals of Redis broke: %r", error)
         finally:
             await self._drop()
 
     async def _serve(self) -> None:
         """Open the connection, subscribe to everything, and read until it breaks."""
         target = self._where()
+        self._place = target.place
         connection = target.connection()
         try:
             async with asyncio.timeout(target.connect_timeout):

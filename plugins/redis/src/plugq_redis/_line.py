@@ -187,7 +187,7 @@ class Line:
         await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
         try:
             self._connection = await self._connect()
-        except BROKEN as error:
+        except Exception as error:  # noqa: BLE001 - the line must go on, whatever a library raises
             self._failures += 1
             fault = broken(error, self.place)
             if self._failures == _NOTEWORTHY:

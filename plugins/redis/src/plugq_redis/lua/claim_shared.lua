@@ -34,7 +34,11 @@ local function walk(q, most, visit, read)
     end
     local place = places[index]
     local j = read(q, id_in(place))
-    if j.deadline and j.deadline <= now then
+    if not j then
+      -- A server that may evict keys has thrown it away.
+      hide(q, place)
+      index = index + 1
+    elseif j.deadline and j.deadline <= now then
       passed = passed + 1
       if passed > bound then return false end
       pass_over(q, j, place)
