@@ -30,6 +30,7 @@ from plugq.testing.contract.parks import Parks
 from plugq.testing.contract.payloads import Payloads
 from plugq.testing.contract.processes import Processes
 from plugq.testing.contract.registers import Registers
+from plugq.testing.contract.repetition import Repetition
 from plugq.testing.contract.restoring import Restoring
 from plugq.testing.contract.retaining import Retaining
 from plugq.testing.contract.retention import Deadlines, Retention
@@ -53,6 +54,7 @@ class StorageContract(
     Fencing,
     Leases,
     Leasehold,
+    Repetition,
     Limits,
     Budgets,
     Parks,

@@ -153,6 +153,20 @@ class Leases(Contract):
             await scene.lapse()
             assert (await scene.show("a")).crashes == 1
 
+    async def test_what_ends_well_in_between_takes_no_crash_back(self) -> None:
+        """I7: the third crash of a job ends it, whatever came between them."""
+        async with self.scene() as scene:
+            for outcome in (Outcome.RETRY, Outcome.SNOOZE, Outcome.RELEASE):
+                await scene.submit(outcome, max_attempts=9)
+                for crash in range(3):
+                    lease = await scene.take(outcome)
+                    assert lease.crashes == crash
+                    await scene.end(lease, outcome)
+                    await scene.take(outcome)
+                    await scene.lapse()
+                job = await scene.show(outcome)
+                assert (job.state, job.code) == (JobState.FAILED, "crashed")
+
     async def test_a_crash_of_a_job_to_be_cancelled_cancels_it(self) -> None:
         """It is not run again."""
         async with self.scene() as scene:
@@ -373,6 +387,19 @@ class Leases(Contract):
             assert (await scene.show("a")).progress == progress
             await scene.renew(lease)
             assert (await scene.show("a")).progress == progress
+
+    async def test_progress_of_a_job_to_be_cancelled_is_kept(self) -> None:
+        """The answer is ``CANCEL``, and the lease is extended as by any other renewal."""
+        async with self.scene() as scene:
+            await scene.submit("a")
+            lease = await scene.take("a", lease=10.0)
+            await scene.cancel("a")
+            scene.clock.advance(9)
+            news = LeaseRef("q", "a", lease.token, Progress(current=2.0))
+            assert list(await scene.storage.renew([news], lease=10.0)) == [RenewReply.CANCEL]
+            assert (await scene.show("a")).progress == Progress(current=2.0)
+            scene.clock.advance(9)
+            assert (await scene.sweep()).changes == ()
 
     async def test_progress_of_a_stale_lease_is_refused(self) -> None:
         """It does not overwrite that of the current run."""

@@ -34,6 +34,29 @@ class Deadlines(Contract):
             assert await scene.claimed_ids() == []
             assert await scene.state("a") is JobState.FAILED
 
+    async def test_the_earlier_of_two_deadlines_counts(self) -> None:
+        """One is absolute, the other counts from the submission."""
+        async with self.scene() as scene:
+            now = scene.clock.time()
+            await scene.submit("a", deadline_in=10.0, deadline_at=now + 20)
+            await scene.submit("b", deadline_in=20.0, deadline_at=now + 10)
+            assert [(await scene.show(id)).deadline_at for id in "ab"] == [now + 10] * 2
+            scene.clock.advance(10)
+            assert await scene.claimed_ids() == []
+
+    async def test_a_job_behind_many_past_their_deadline_is_reached(self) -> None:
+        """At once, or by claims that say that there is more to look at."""
+        async with self.scene() as scene:
+            await scene.submit(*(f"{number}" for number in range(1_000)), deadline_in=10.0)
+            await scene.submit("a")
+            scene.clock.advance(10)
+            for _ in range(1_000):
+                reply = await scene.ask(1)
+                if reply.leases:
+                    break
+                assert reply.next_in == 0.0, "nothing was granted, and nothing said of the rest"
+            assert [lease.id for lease in reply.leases] == ["a"]
+
     async def test_reads_show_a_passed_deadline_before_a_sweep_stores_it(self) -> None:
         """As failed, with the deadline as its end: also with no worker alive."""
         async with self.scene() as scene:
