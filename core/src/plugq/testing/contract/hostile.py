@@ -174,6 +174,9 @@ class Hostile(Contract):
                 await _is_refused(storage.edit(edit), f"sequence {number}")
                 settings = QueueSettings(queue="q", max_running=number)
                 await _is_refused(storage.edit(Configure((settings,))), f"max_running {number}")
+            for number in (0, -1):
+                settings = QueueSettings(queue="q", lane_max_running=number)
+                await _is_refused(storage.edit(Configure((settings,))), f"lanes of {number}")
             for text in _SURROGATES:
                 change = RegisterChange(key=text, expect=0, value=b"v")
                 await _is_refused(storage.swap([change]), f"a register {text!r}")
