@@ -32,6 +32,7 @@ def loaded() -> set[str]:
         "plugq.cli",
         "plugq.testing",
         "pytest",
+        "redis",
         "rich",
         "sqlite3",
         "uvloop",

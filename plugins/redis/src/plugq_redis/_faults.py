@@ -1,0 +1,156 @@
+"""What Redis says, in words of plugq."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
+
+#: What went wrong with a connection, as far as libraries let it out.
+BROKEN: tuple[type[BaseException], ...] = (RedisError, OSError, EOFError, TimeoutError)
+
+#: What a server answers in place of a reply; some of it counts as a broken connection there.
+ANSWERS: tuple[type[RedisError], ...] = (
+    ResponseError,
+    BusyLoadingError,
+    AuthenticationError,
+    AuthorizationError,
+)
+
+_REFUSALS = {
+    "LOADING": "is still loading its data; it will serve soon",
+    "MASTERDOWN": "is a replica whose master is down; wait for the failover",
+    "READONLY": "is a replica and takes no writes; connect to the master",
+    "OOM": "has no memory left; raise its maxmemory or shorten the retention of jobs",
+    "MISCONF": "refuses writes since it can not save its data; look into its log",
+    "NOREPLICAS": "refuses writes since it has too few replicas",
+    "NOAUTH": "wants a password; set storage.password",
+    "WRONGPASS": "does not know this user and password",
+    "NOPERM": "does not let this user do that; see the ACL rules in the documentation of plugq",
+    "BUSY": "is busy with a script that runs too long",
+    "CLUSTERDOWN": "is a cluster that is down",
+    "TRYAGAIN": "is moving the keys to another node; try again",
+    "UNKILLABLE": "is busy with a script that runs too long",
+}
+
+#: Answers of which the library keeps the code to itself.
+_KINDS: dict[type[BaseException], str] = {
+    NoScriptError: "NOSCRIPT",
+    BusyLoadingError: "LOADING",
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+    NoPermissionError: "NOPERM",
+}
+
+#: How servers say that a user may not do what a script does; before version 7 and since.
+_DENIED = ("user executing the script can't", "ACL failure in script")
+
+#: Answers that mean that the options have to be changed, when they come at the start.
+_WRONG_OPTIONS = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code with which an error answer begins, empty for any other error."""
+    for kind, code in _KINDS.items():
+        if isinstance(error, kind):
+            return code
+    text = str(error)
+    if any(words in text for words in _DENIED):
+        return "NOPERM"
+    if isinstance(error, AuthorizationError | AuthenticationError):
+        return "NOAUTH" if "required" in text else "WRONGPASS"
+    if not isinstance(error, ResponseError):
+        return ""
+    for code in _REFUSALS:
+        # An error inside of a script is quoted in the answer.
+        if text.startswith((code + " ", code)) or f" -{code} " in text or f": {code} " in text:
+            return code
+    return ""
+
+
+class Elsewhere(NamedTuple):
+    """Where a key is now, and whether the node has to be asked in a special way."""
+
+    node: tuple[str, int]
+    asking: bool
+
+
+def elsewhere(error: BaseException) -> Elsewhere | None:
+    """Return where a node of a cluster says that a key is; ``None`` if it says something else."""
+    words = str(error).split()
+    if words and words[0] in {"MOVED", "ASK"}:
+        words = words[1:]
+    elif not isinstance(error, AskError):
+        return None
+    address = words[-1] if words else ""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return None
+    moved = isinstance(error, MovedError) or str(error).startswith("MOVED")
+    return Elsewhere((host, int(port)), asking=not moved)
+
+
+def refusal(error: BaseException, place: str, *, script: bool = False) -> PlugqError:
+    """Return what an error answer means: the server did nothing.
+
+    A script that fails in its midst may have done a part, since Redis takes nothing back.
+    """
+    if isinstance(error, PlugqError):
+        return error
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidJob(f"a text can not be stored in Redis: {error.reason}")
+    if isinstance(error, OverflowError):
+        return InvalidJob("a number does not fit into 64 bits; give a smaller number")
+    code = code_of(error)
+    midst = script and (not code or any(words in str(error) for words in _DENIED))
+    kind = OutcomeUnknown if midst else Unavailable
+    if code in _REFUSALS:
+        return kind(f"Redis at {place} {_REFUSALS[code]}")
+    return kind(f"Redis at {place} refused a call: {_short(error)}")
+
+
+def broken(error: BaseException, place: str) -> Unavailable:
+    """Return what it means that no connection could be had."""
+    if code_of(error) in _REFUSALS:
+        return Unavailable(f"Redis at {place} {_REFUSALS[code_of(error)]}")
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return Unavailable(f"Redis at {place} does not answer; check that it runs")
+    if isinstance(error, RedisConnectionError | OSError | EOFError):
+        return Unavailable(f"Redis at {place} can not be reached; check that it runs")
+    return Unavailable(f"Redis at {place} can not be used: {_short(error)}")
+
+
+def unusable(error: BaseException, place: str) -> PlugqError:
+    """Return what an error means to whoever starts the storage."""
+    code = code_of(error)
+    if code in _WRONG_OPTIONS:
+        return ConfigError(f"storage: Redis at {place} {_REFUSALS[code]}")
+    if isinstance(error, ResponseError) and not code:
+        return ConfigError(f"storage.url: Redis at {place} refused the start: {_short(error)}")
+    return broken(error, place)
+
+
+def _short(error: BaseException) -> str:
+    """Return the first line of an error, which is no secret: replies quote no credentials."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

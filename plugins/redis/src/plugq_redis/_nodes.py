@@ -1,0 +1,354 @@
+"""The nodes of a cluster: which of them has a key, and a line to each that is used.
+
+A node that no longer has a key says where it is now and has done nothing, so such a call is sent
+there. Nothing else is ever sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from plugq.errors import OutcomeUnknown, Unavailable
+from plugq_redis._faults import BROKEN, broken, elsewhere, refusal, unusable
+from plugq_redis._line import AskingLine, Line, Part, not_started
+from plugq_redis._place import EVALSHA, Keys, Place, run_script
+from plugq_redis._records import encode, flat
+from plugq_redis._scripts import scripts
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from plugq_redis._options import Target
+
+#: Seconds that the clocks of two nodes may be apart before one tells the other.
+_SLACK = 0.05
+#: What a wake-up looks like.
+_WAKE = encode(["w"])
+_time = msgspec.msgpack.Decoder(float).decode
+#: How often a call follows the key that it is about.
+_MOST_MOVES = 5
+_Node = tuple[str, int]
+_GONE: tuple[type[BaseException], ...] = (Unavailable, *BROKEN)
+
+
+class SlotMap:
+    """Which node has which slots, as the cluster last told."""
+
+    def __init__(self, answer: Sequence[Any], default: str) -> None:
+        ranges = sorted(
+            (int(first), int(last), (master[0].decode() or default, int(master[1])))
+            for first, last, master, *_ in answer
+        )
+        self._firsts = [first for first, _, _ in ranges]
+        self._ranges = ranges
+        self._moved: dict[int, _Node] = {}
+
+    @property
+    def nodes(self) -> list[_Node]:
+        """The nodes that have any slots."""
+        return list(dict.fromkeys(node for _, _, node in self._ranges))
+
+    def node(self, slot: int) -> _Node | None:
+        """Return the node that has a slot, ``None`` if nobody has."""
+        if slot in self._moved:
+            return self._moved[slot]
+        index = bisect_right(self._firsts, slot) - 1
+        if index < 0 or slot > self._ranges[index][1]:
+            return None
+        return self._ranges[index][2]
+
+    def move(self, slot: int, node: _Node) -> None:
+        """Note that a slot has moved since."""
+        self._moved[slot] = node
+
+
+class Nodes:
+    """The lines to the nodes of a cluster, in the event loop that opens the first."""
+
+    def __init__(self, target: Target, keys: Keys, timeout: float, logger: logging.Logger) -> None:
+        self.keys: Keys = keys
+        self._target = target
+        self._timeout = timeout
+        self._logger = logger
+        self._map: SlotMap | None = None
+        self._lines: dict[_Node, Line] = {}
+        self._opening: dict[_Node, asyncio.Lock] = {}
+        self._asking: asyncio.Task[None] | None = None
+        #: The latest time that any node told, and what the common clock said at which moment.
+        self._latest = 0.0
+        self._common_time, self._common_at = -_SLACK, 0.0
+
+    @property
+    def place(self) -> str:
+        """Where the cluster was found."""
+        return self._target.place
+
+    async def open(self, line: Line) -> None:
+        """Learn from one node where the others are.
+
+        Raises:
+            ConfigError: this user may not ask for that.
+            Unavailable: there is no such cluster now.
+        """
+        try:
+            self._map = await self._ask(line)
+        except RedisError as error:
+            raise unusable(error, self.place) from None
+
+    async def close(self) -> None:
+        """Finish what is under way and close every line."""
+        self._map = None
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait((self._asking,))
+            self._asking = None
+        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        self._lines.clear()
+
+    def target_of(self, key: str) -> Target:
+        """Return how the node that has a key is reached."""
+        if self._map is None:
+            raise not_started()
+        node = self._map.node(key_slot(key.encode()))
+        return self._target if node is None else self._target.at(*node)
+
+    async def call(self, key: str, *command: Part, writes: bool) -> Any:
+        """Send a command to the node that has the key.
+
+        Raises:
+            RedisError: the server's answer.
+            Unavailable: nothing happened.
+            OutcomeUnknown: it may have happened.
+        """
+
+        async def send(line: Line | AskingLine) -> Any:
+            return await line.call(*command, writes=writes)
+
+        return await self._follow(key, send)
+
+    async def run(self, key: str, name: str, *arguments: Part, writes: bool) -> Any:
+        """Call a script on the node that has the key.
+
+        Raises:
+            Unavailable: nothing happened.
+            OutcomeUnknown: it may have happened.
+        """
+        script = scripts()[name]
+        header = self.keys.header(cluster=True, known=self._latest)
+        command = EVALSHA, script.digest, 1, key, header, *arguments
+
+        async def send(line: Line | AskingLine) -> Any:
+            return await run_script(line, script, command, writes=writes)
+
+        try:
+            return await self._follow(key, send)
+        except RedisError as error:
+            raise refusal(error, self.place, script=writes) from None
+
+    def see(self, now: float) -> bool:
+        """Take note of the time of a queue; return whether the common clock has to be told.
+
+        It is one time for all: whoever looks there must not live in the past of the others.
+        """
+        self._latest = max(self._latest, now)
+        if self.keys.manual:
+            return now > self._common_time
+        elapsed = asyncio.get_running_loop().time() - self._common_at
+        return now > self._common_time + elapsed + _SLACK
+
+    def see_common(self, now: float) -> None:
+        """Take note of what the common clock says."""
+        self._latest = max(self._latest, now)
+        self._common_time, self._common_at = now, asyncio.get_running_loop().time()
+
+    def publish(self, key: str, channel: str, data: bytes) -> asyncio.Future[Any]:
+        """Send a message through the node that has the key, without waiting."""
+        return asyncio.ensure_future(
+            self.call(key, "PUBLISH", self.keys.channel + channel, data, writes=False)
+        )
+
+    async def _follow(self, key: str, send: Callable[[Line | AskingLine], Awaitable[Any]]) -> Any:
+        slot = key_slot(key.encode())
+        line: Line | AskingLine = await self._line_for(slot)
+        for _ in range(_MOST_MOVES):
+            try:
+                return await send(line)
+            except Unavailable:
+                # Perhaps the node is no more, and another one has its slots.
+                self._learn()
+                raise
+            except RedisError as error:
+                moved = elsewhere(error)
+                if moved is None:
+                    raise
+                if moved.asking:
+                    line = AskingLine(await self._line(moved.node))
+                    continue
+                assert self._map is not None  # noqa: S101 - a line was found by it
+                self._map.move(slot, moved.node)
+                self._learn()
+                line = await self._line(moved.node)
+        message = f"the cluster at {self.place} moves its keys to and fro; try again"
+        raise Unavailable(message)
+
+    async def _line_for(self, slot: int) -> Line:
+        if self._map is None:
+            raise not_started()
+        node = self._map.node(slot)
+        if node is None:
+            self._learn()
+            message = f"no node of the cluster at {self.place} has slot {slot}; it is incomplete"
+            raise Unavailable(message)
+        return await self._line(node)
+
+    async def _line(self, node: _Node) -> Line:
+        line = self._lines.get(node)
+        if line is not None:
+            return line
+        async with self._opening.setdefault(node, asyncio.Lock()):
+            line = self._lines.get(node)
+            if self._map is None:
+                raise not_started()
+            if line is None:
+                line = Line(self._target.at(*node), self._timeout, self._logger)
+                try:
+                    await line.open()
+                except BROKEN as error:
+                    self._learn()
+                    raise broken(error, line.place) from None
+                if self._map is None:
+                    await line.close()
+                    raise not_started()
+                self._lines[node] = line
+        return line
+
+    def _learn(self) -> None:
+        """Ask again where the slots are, in the background."""
+        if self._map is not None and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._relearn(), name="plugq-redis-slots")
+
+    async def _relearn(self) -> None:
+        """Ask one node after the other until one answers, the one that was named in the end."""
+        known = [] if self._map is None else self._map.nodes
+        for node in [*self._lines, *known]:
+            try:
+                self._map = await self._ask(await self._line(node))
+            except _GONE:
+                continue
+            await self._let_go()
+            return
+        line = Line(self._target, self._timeout, self._logger)
+        try:
+            await line.open()
+            self._map = await self._ask(line)
+        except _GONE as error:
+            self._logger.debug("the cluster at %s: %s", self.place, error)
+        finally:
+            await line.close()
+
+    async def _let_go(self) -> None:
+        """Close the lines to nodes that have no slots any more."""
+        known = () if self._map is None else self._map.nodes
+        for node in [node for node in self._lines if node not in known]:
+            await self._lines.pop(node).close()
+
+    async def _ask(self, line: Line) -> SlotMap:
+        answer = await line.call("CLUSTER", "SLOTS", writes=False)
+        if not answer:
+            message = f"the cluster at {self.place} has no slots; create it first"
+            raise Unavailable(message)
+        return SlotMap(answer, line.host)
+
+
+class CommonPlace(Place):
+    """The node of what belongs to no queue: registers, sequences, the names of the queues."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        super().__init__(nodes.keys, "")
+        self._nodes = nodes
+        self.key: str = f"{nodes.keys.common}clock"
+
+    @property
+    def place(self) -> str:
+        """Where the cluster is."""
+        return self._nodes.place
+
+    async def run(self, name: str, *arguments: Part, writes: bool = True) -> Any:
+        """Call a script on the keys of no queue."""
+        return await self._nodes.run(self.key, name, *arguments, writes=writes)
+
+    async def change(self, name: str, *arguments: Part) -> list[Any]:
+        """Call a script that changes no jobs, and so has nothing to say to peers."""
+        reply: list[Any] = await self.run(name, *arguments)
+        return reply[1:]
+
+    async def attend(self) -> None:
+        """Let the common clock know of the latest time, as far as it can be reached."""
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            self._nodes.see_common(_time(await self.run("attend", b"")))
+
+    async def tell(self, messages: Sequence[bytes]) -> int:
+        """Publish messages to peers; return how many wake-ups nobody heard."""
+        pairs = list(zip(messages[::2], messages[1::2], strict=True))
+        channel = self.keys.channel.encode() + b"peer:"
+        heard = await asyncio.gather(
+            *(self.command("PUBLISH", channel + peer, message) for peer, message in pairs),
+            return_exceptions=True,
+        )
+        unheard = [message for (_, message), count in zip(pairs, heard, strict=True) if count == 0]
+        return unheard.count(_WAKE)
+
+    async def command(self, *parts: Part, writes: bool = False) -> Any:
+        """Return the reply to a plain command.
+
+        Raises:
+            Unavailable: nothing happened.
+            OutcomeUnknown: it may have happened.
+        """
+        try:
+            return await self._nodes.call(self.key, *parts, writes=writes)
+        except RedisError as error:
+            raise refusal(error, self.place) from None
+
+
+class QueuePlace(Place):
+    """The node of one queue, wherever that is."""
+
+    def __init__(self, nodes: Nodes, common: CommonPlace, queue: str) -> None:
+        super().__init__(nodes.keys, queue)
+        self._name = queue
+        self._nodes = nodes
+        self._common = common
+
+    @property
+    def place(self) -> str:
+        """Where the cluster is."""
+        return self._nodes.place
+
+    async def run(self, name: str, *arguments: Part, writes: bool = True) -> Any:
+        """Call a script on the keys of the queue."""
+        key = f"{self.keys.of(self._name)}clock"
+        return await self._nodes.run(key, name, *arguments, writes=writes)
+
+    async def change(self, name: str, *arguments: Part) -> list[Any]:
+        """Call a script that changes jobs, and pass on what it has to say to peers."""
+        reply = await self._commit(name, *arguments)
+        now, *messages = reply[0]
+        if self._nodes.see(_time(now)):
+            await self._common.attend()
+        while messages:
+            deaf = await self._common.tell(messages)
+            messages = []
+            if deaf:
+                # A notice is a hint: whoever waits for it looks again by itself.
+                with contextlib.suppress(Unavailable, OutcomeUnknown):
+                    ((_, *messages),) = await self.run("wake", flat(self.queue, deaf))
+        return reply[1:]

@@ -1,0 +1,22 @@
+-- Keeps calls that concern several queues until each of them has done its part. ARGV[2]: what is
+-- asked for, and the call or its age; ARGV[3]: the call itself.
+
+local INTENTS, SINCE = COMMON .. 'intents', COMMON .. 'intents:since'
+
+tell_time()
+local kind, value = unpack_all(ARGV[2])
+local found = {}
+if kind == 'keep' then
+  call('HSET', INTENTS, value, ARGV[3])
+  call('ZADD', SINCE, now, value)
+elseif kind == 'drop' then
+  call('HDEL', INTENTS, value)
+  call('ZREM', SINCE, value)
+else
+  for _, mark in ipairs(call('ZRANGEBYSCORE', SINCE, '-inf', now - value, 'LIMIT', 0, 10)) do
+    found[#found + 1] = mark
+    found[#found + 1] = call('HGET', INTENTS, mark)
+  end
+end
+keep_time()
+return found

@@ -1,0 +1,168 @@
+"""What is particular to a cluster: where queues lie, nodes that go, slots that move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+
+from plugq.errors import OutcomeUnknown, Unavailable
+from plugq.job import JobRef, Outcome
+from plugq.protocols import (
+    ClaimRequest,
+    Drain,
+    NewJob,
+    PluginContext,
+    Settlement,
+    SubmitStatus,
+    SweepRequest,
+)
+from plugq.testing import ManualClock
+from plugq_redis import RedisOptions, RedisStorage, _submit
+from plugq_redis._spread import Spread
+
+OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
+NewJobs = Callable[..., NewJob]
+Claim = Callable[..., ClaimRequest]
+
+PATIENCE = 30.0
+SLOTS, NODES = 16_384, 3
+
+
+def node_of(key: str) -> int:
+    return next(
+        node for node in range(NODES) if key_slot(key.encode()) < SLOTS * (node + 1) // NODES
+    )
+
+
+def queue_on(node: int, prefix: str = "plugq:", namespace: str = "n") -> str:
+    """Return the name of a queue whose keys lie on that node."""
+    return next(
+        f"q{number}"
+        for number in range(1_000)
+        if node_of(f"{prefix}{{{namespace}/q{number}}}:clock") == node
+    )
+
+
+def namespace_on(node: int) -> str:
+    """Return a namespace of which what belongs to no queue lies on that node."""
+    return next(
+        f"n{number}" for number in range(1_000) if node_of(f"plugq:{{n{number}}}:clock") == node
+    )
+
+
+async def until(call: Callable[[], Any]) -> Any:
+    """Return what a call returns once it works."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                return await call()
+            await asyncio.sleep(0.02)
+
+
+async def test_all_keys_of_a_queue_lie_on_one_node(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    async with open_store(own_cluster.url, namespace="n") as storage:
+        queues = [queue_on(node) for node in range(NODES)]
+        jobs = [new_job(queue=queue, lane="l", batch="b") for queue in queues]
+        await storage.submit(jobs)
+        leases = (await storage.claim(claim(10, queues=tuple(queues)))).leases
+        assert [lease.queue for lease in leases] == queues
+        await storage.settle(succeed(leases))
+    for number, node in enumerate(own_cluster.nodes):
+        keys = {key.decode() for key in node.command("KEYS", "*")}
+        owners = {key.split("}")[0] for key in keys if "/" in key}
+        assert owners == {f"plugq:{{n/{queues[number]}"}
+
+
+async def test_a_node_that_is_down_stops_no_queue_of_the_others(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    for node in own_cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    namespace = namespace_on(0)
+    up, down = queue_on(1, namespace=namespace), queue_on(2, namespace=namespace)
+    async with open_store(own_cluster.url, namespace=namespace) as storage:
+        for queue in (up, down):
+            await storage.submit([new_job("a", queue=queue)])
+        own_cluster.nodes[2].stop()
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await storage.submit([new_job("b", queue=down)])
+        with pytest.raises(Unavailable):
+            await storage.submit([new_job("b", queue=down)])
+        await storage.submit([new_job("b", queue=up)])
+        leases = (await storage.claim(claim(5, queues=(down, up)))).leases
+        assert [(lease.queue, lease.id) for lease in leases] == [(up, "a"), (up, "b")]
+        await storage.sweep(SweepRequest())
+        with pytest.raises(Unavailable):
+            await storage.claim(claim(5, queues=(down,)))
+        own_cluster.nodes[2].start()
+        await until(lambda: storage.submit([new_job("c", queue=down)]))
+
+
+async def test_a_slot_that_has_moved_is_found(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """The node that had it says where it is now; nothing is done twice."""
+    queue = queue_on(0)
+    slot = key_slot(f"plugq:{{n/{queue}}}:clock".encode())
+    async with open_store(own_cluster.url, namespace="n") as storage:
+        await storage.submit([new_job("a", queue=queue)])
+        own_cluster.move(slot, source=0, target=1)
+        await storage.submit([new_job("b", queue=queue)])
+        leases = (await storage.claim(claim(5, queues=(queue,)))).leases
+        assert [lease.id for lease in leases] == ["a", "b"]
+
+
+async def test_a_refusal_of_one_queue_stores_nothing_in_the_others(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store(own_cluster.url, namespace="n") as storage:
+        first, second = queue_on(0), queue_on(1)
+        await storage.edit(Drain((second,)))
+        replies = await storage.submit([new_job("a", queue=first), new_job("b", queue=second)])
+        assert [reply.status for reply in replies] == [
+            SubmitStatus.REFUSED,
+            SubmitStatus.DRAINING,
+        ]
+        assert await storage.get([JobRef(first, "a"), JobRef(second, "b")]) == [None, None]
+
+
+async def test_what_a_process_has_left_undone_a_sweep_does(
+    own_cluster: Any, new_job: NewJobs
+) -> None:
+    """All of a call that was decided is stored, once, whoever died in the midst of it."""
+    clock = ManualClock()
+    context = PluginContext(namespace="n", clock=clock)
+    storage = RedisStorage(RedisOptions(url=own_cluster.url), context)
+    await storage.start()
+    try:
+        verbs = storage._verbs
+        assert isinstance(verbs, Spread)
+        first, second = queue_on(0), queue_on(1)
+        jobs = [new_job("a", queue=first), new_job("b", queue=second, id_ttl=0.0, result_ttl=0.0)]
+        await verbs._make_known((first, second))
+        mark = await verbs._intents.keep(jobs, [1, 2])
+        # It gets as far as the second queue, where the job even comes to its end and goes.
+        await _submit.submit(verbs._at(second), jobs[1:], [2], mark=mark)
+        request = ClaimRequest(worker="w", number=1, queues=(second,), limit=1)
+        (lease,) = (await storage.claim(request)).leases
+        ended = Settlement(queue=second, id="b", token=lease.token, outcome=Outcome.SUCCEED)
+        await storage.settle([ended])
+        assert await storage.get([JobRef(first, "a")]) == [None]
+        clock.advance(60)
+        for _ in range(2):
+            await storage.sweep(SweepRequest())
+            found = await storage.get([JobRef(first, "a"), JobRef(second, "b")])
+            assert [job and job.id for job in found] == ["a", None]
+        assert await verbs._intents.left() == {}
+        totals = {stats.queue: stats.totals for stats in (await storage.stats()).tasks}
+        assert (totals[first]["accepted"], totals[second]["accepted"]) == (1, 1)
+    finally:
+        await storage.stop()
