@@ -223,16 +223,17 @@ class Database:
 
         return await self._call(run, writes=False)
 
-    async def write(self, statement: str, *values: Any) -> asyncpg.Record:
-        """Run one statement, a transaction of its own, and return its row.
+    async def write(self, statement: str, *values: Any) -> asyncpg.Record | None:
+        """Run one statement, a transaction of its own, and return its first row.
 
         Raises:
             Unavailable: nothing happened.
             OutcomeUnknown: it may have happened.
         """
 
-        async def run(db: Any) -> asyncpg.Record:
-            return await db.fetchrow(statement, *values)
+        async def run(db: Any) -> asyncpg.Record | None:
+            # All of them are asked for: the server would stop after the one that is.
+            return next(iter(await db.fetch(statement, *values)), None)
 
         return await self._call(run, writes=True)
 

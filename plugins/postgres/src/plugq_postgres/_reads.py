@@ -95,7 +95,7 @@ class Reader:
         ranged = _range(query, values)
         clock = _value(values, database.at)
         bound = (
-            f"SELECT count(*), min(seq), {database.schema}.now_v1($1, {clock}) "
+            f"SELECT count(*), min(seq), {database.schema}.clock_v1($1, {clock}) "
             f"FROM ({self._both('seq', ranged, str(EXAMINED))}) u"
         )
         [(examined, lowest, seen)] = await database.read(bound, *values)
@@ -162,7 +162,7 @@ class Reader:
         """Return the counts of each batch that is not forgotten."""
         database = self._database
         rows = await database.read(
-            f"SELECT s.n, {database.schema}.now_v1($1, $2) AS now, b.* "
+            f"SELECT s.n, {database.schema}.clock_v1($1, $2) AS now, b.* "
             "FROM unnest($3::bytea[]) WITH ORDINALITY AS s (name, n) "
             f"JOIN {database.schema}.batch b ON b.namespace = $1 AND b.name = s.name",
             database.namespace,
@@ -200,7 +200,7 @@ class Reader:
         """Return registers and the time."""
         database = self._database
         rows = await database.read(
-            f"SELECT {database.schema}.now_v1($1, $2) AS now, s.n, r.version, r.value, r.expires "
+            f"SELECT {database.schema}.clock_v1($1, $2) AS now, s.n, r.version, r.value, r.expires "
             "FROM (SELECT 1) one LEFT JOIN unnest($3::bytea[]) WITH ORDINALITY AS s (key, n) "
             f"ON true LEFT JOIN {database.schema}.register r "
             "ON r.namespace = $1 AND r.key = s.key",
@@ -228,7 +228,7 @@ class Reader:
             # No byte of UTF-8 is 0xFF, so the last one can always be raised.
             below = f"AND r.key < {_value(values, start[:-1] + bytes([start[-1] + 1]))}"
         rows = await database.read(
-            f"SELECT {database.schema}.now_v1($1, $2) AS now, r.key, r.version, r.value, r.expires "
+            f"SELECT {database.schema}.clock_v1($1, $2) AS now, r.key, r.version, r.value, r.expires "
             f"FROM {database.schema}.register r WHERE r.namespace = $1 AND r.key >= $3 {below} "
             "ORDER BY r.key",
             *values,

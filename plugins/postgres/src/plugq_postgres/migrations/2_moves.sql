@@ -28,6 +28,10 @@ LANGUAGE sql AS $$
     )
 $$;
 
+-- The time, for statements that stand alone.
+CREATE FUNCTION clock_v1(p_namespace integer, p_clock double precision) RETURNS double precision
+LANGUAGE sql SET search_path FROM CURRENT AS $$ SELECT now_v1(p_namespace, p_clock) $$;
+
 -- Keep the time that a write saw.
 CREATE FUNCTION leave_v1(p_now double precision, p_queues integer[]) RETURNS void
 LANGUAGE sql AS $$

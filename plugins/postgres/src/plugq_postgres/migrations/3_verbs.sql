@@ -81,9 +81,10 @@ BEGIN
         p_run_at, p_deadline_in, p_deadline_at, p_max_attempts, p_lanes, p_batches, p_modes,
         p_unique_ttls, p_keys, p_result_ttls, p_failure_ttls, p_id_ttls, p_not_after, p_origins)
         AS s;
+    UPDATE queue SET said = true WHERE queue.id = ANY (locked) AND NOT queue.said;
     IF p_plain THEN
         PERFORM 1 FROM queue WHERE queue.id = ANY (locked)
-            AND (queue.draining OR queue.max_length IS NOT NULL OR NOT queue.said)
+            AND (queue.draining OR queue.max_length IS NOT NULL)
         UNION ALL
         SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id)
             JOIN job ON job.queue = s.queue AND job.id = s.id
@@ -97,7 +98,6 @@ BEGIN
         states := inserted.states;
         effect.ready := inserted.ready;
     ELSE
-        UPDATE queue SET said = true WHERE queue.id = ANY (locked) AND NOT queue.said;
         SELECT * INTO judged FROM judge_v1(p_namespace, now, jobs);
         statuses := judged.statuses;
         ids := judged.ids;
