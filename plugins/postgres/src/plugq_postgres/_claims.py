@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from plugq_postgres._transaction import Transaction
 
 _SETTLE = (
-    "SELECT states, effect::text AS effect, changed FROM settle_jobs_v1($1, $2, $3, $4, $5, $6, "
+    "SELECT places, states, effect::text AS effect, changed FROM settle_jobs_v1($1, $2, $3, $4, $5, $6, "
     "$7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 )
 _QUEUES = "SELECT * FROM queue WHERE id = ANY ($1)"
-_CLAIMED = "SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = $1 AND worker = $2 AND number = $3)"
+_CLAIMED = (
+    "SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = $1 AND worker = $2 AND number = $3)"
+)
 _PROMOTE = (
     "SELECT due, ROW (ready, NULL)::effect_v1::text AS effect FROM promote_due_v1($1, $2, $3, $4)"
 )
@@ -182,9 +184,7 @@ class _Claim:
         if count:
             self.tx.changed.add(queue)
 
-    async def _pick(
-        self, name: str, queue: Any, limited: Limited, left: int
-    ) -> list[int] | None:
+    async def _pick(self, name: str, queue: Any, limited: Limited, left: int) -> list[int] | None:
         """Return the jobs of a limited queue that its budgets let start."""
         tx = self.tx
         self.budgeting.more = False

@@ -34,9 +34,7 @@ _OLDEST = 130_000
 _TRIES = 5
 #: How long the storage waits, when it stops, for connections to close in peace, in seconds.
 _PARTING = 2.0
-_NOT_STARTED = (
-    "the PostgreSQL storage is not started; call start() or use it through connect()"
-)
+_NOT_STARTED = "the PostgreSQL storage is not started; call start() or use it through connect()"
 
 
 class Connection(asyncpg.Connection):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plugq.job import LINGER, Event, JobState, allowed
@@ -28,13 +29,12 @@ from plugq_postgres._rows import (
     SUCCEEDED,
     THROTTLE,
     Row,
+    columns,
     text,
 )
 from plugq_postgres._transaction import ALL, Finish
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from plugq.job import JobRef
     from plugq.protocols.edits import JobEdit, QueueSettings, Resume
     from plugq_postgres._transaction import Transaction
@@ -46,7 +46,7 @@ _DONE = EditReply(EditStatus.DONE)
 _NOT_FOUND = EditReply(EditStatus.NOT_FOUND)
 
 _COPIED = (
-    "seq, namespace, queue, task, priority, token, max_attempts, generation, number, entered, "
+    "seq, place, namespace, queue, task, priority, token, max_attempts, generation, number, entered, "
     "submitted_at, started_at, result_ttl, failure_ttl, id_ttl, unique_ttl, unique_mode, id, "
     "submission, lane, batch, unique_key, origin, worker, peer, history, body"
 )
@@ -58,86 +58,126 @@ _HOLDER = (
     "SELECT seq FROM unique_key WHERE queue = $1 AND key = $2 AND (until IS NULL OR until > $3)"
 )
 _HOLD = (
-    "INSERT INTO unique_key (queue, key, seq, id, generation, state, until) "
-    "VALUES ($1, $2, $3, $4, $5, 1, $6) ON CONFLICT (queue, key) DO UPDATE SET "
-    "seq = excluded.seq, id = excluded.id, generation = excluded.generation, "
+    "INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until) "
+    "VALUES ($1, $2, $3, $7, $4, $5, 1, $6) ON CONFLICT (queue, key) DO UPDATE SET "
+    "seq = excluded.seq, place = excluded.place, id = excluded.id, generation = excluded.generation, "
     "state = excluded.state, until = excluded.until"
 )
 _ASK = (
-    "WITH asked AS (UPDATE job SET cancel = true WHERE seq = $1 RETURNING peer, queue, id) "
-    "SELECT ROW (NULL, ARRAY[ROW (NULL, peer, 2, queue, id)::letter_v1])::effect_v1::text "
+    "WITH asked AS (UPDATE job SET cancel = true WHERE seq = ANY ($1) RETURNING peer, queue, id) "
+    "SELECT ROW (NULL, array_agg(ROW (NULL, peer, 2, queue, id)::letter_v1))::effect_v1::text "
     "FROM asked WHERE peer <> ''"
 )
+_RETAIN = "UPDATE job SET result_ttl = $2, failure_ttl = $2 WHERE seq = ANY ($1)"
+_KEEP = (
+    "UPDATE done SET expires_at = s.expires_at, tidy_at = s.tidy_at, result_ttl = s.result_ttl "
+    "FROM unnest($1::int8[], $2::float8[], $3::float8[], $4::float8[]) "
+    "AS s (seq, expires_at, tidy_at, result_ttl) WHERE done.seq = s.seq"
+)
+_REPRIORITISE = "UPDATE job SET priority = $2 WHERE seq = ANY ($1)"
 
 
 async def edit_jobs(tx: Transaction, change: JobEdit) -> list[EditReply]:
     """Change jobs and answer for each that is named."""
     replies: list[EditReply] = []
     seen: set[JobRef] = set()
-    moved: list[Row] = []
+    pending = _Pending()
     sequences = change.sequences or (0,) * len(change.refs)
     rows = await tx.rows(change.refs)
     await tx.names.learn((), {row.task for row in rows if row is not None}, db=tx.db)
     for ref, sequence, row in zip(change.refs, sequences, rows, strict=True):
         if ref in seen:
             # A job that is named twice is looked at again as the first time left it.
-            await _write(tx, change, moved)
+            await pending.write(tx, change)
             row = (await tx.rows([ref]))[0]  # noqa: PLW2901
         seen.add(ref)
         if row is None or not _meant(change, sequence, row, tx.now):
             replies.append(_NOT_FOUND)
         else:
-            status, state = await _change(tx, change, row, moved)
+            status, state = await _change(tx, change, row, pending)
             task = tx.names.task(row.task)
             replies.append(EditReply(status, state, task, text(row.lane), text(row.batch)))
-    await _write(tx, change, moved)
+    await pending.write(tx, change)
     return replies
 
 
-async def _change(
-    tx: Transaction, change: JobEdit, row: Row, moved: list[Row]
-) -> _Outcome:
+@dataclass(slots=True)
+class _Pending:
+    """What is written for all jobs of an edit at once."""
+
+    #: Waiting jobs to be cancelled, or ended ones to be removed.
+    moved: list[Row] = field(default_factory=list)
+    #: Running jobs whose cancelling is asked for.
+    asked: list[int] = field(default_factory=list)
+    #: Jobs that live, by sequence, and ended ones with their times.
+    retained: list[int] = field(default_factory=list)
+    kept: list[tuple[int, float | None, float | None, float | None]] = field(default_factory=list)
+    reprioritised: list[Row] = field(default_factory=list)
+
+    async def write(self, tx: Transaction, change: JobEdit) -> None:
+        """Write it."""
+        if isinstance(change, Cancel):
+            await tx.finish(
+                [Finish(row=row, state=CANCELLED, crashes=row.crashes) for row in self.moved]
+            )
+        else:
+            tx.changed.update(row.queue for row in self.moved)
+            await tx.remove([row.seq for row in self.moved])
+        if self.asked:
+            tx.note(await tx.db.fetchval(_ASK, self.asked))
+        if isinstance(change, Retain):
+            await tx.db.execute(_RETAIN, self.retained, change.ttl)
+            await tx.db.execute(_KEEP, *columns(self.kept, 4))
+        if isinstance(change, Reprioritise):
+            rows = self.reprioritised
+            await tx.db.execute(_REPRIORITISE, [row.seq for row in rows], change.priority)
+            await tx.repair(
+                {
+                    (row.queue, row.lane)
+                    for row in rows
+                    if row.lane is not None and row.state == QUEUED
+                }
+            )
+        for collected in (self.moved, self.asked, self.retained, self.kept, self.reprioritised):
+            collected.clear()
+
+
+async def _change(tx: Transaction, change: JobEdit, row: Row, pending: _Pending) -> _Outcome:
     """Make the change of one job, or collect it; return what is done, and the state after it."""
+    tx.changed.add(row.queue)
     if isinstance(change, Cancel):
-        return await _cancel(tx, row, moved)
+        return _cancel(tx, row, pending)
     if isinstance(change, Redrive):
         return await _redrive(tx, row)
     if isinstance(change, Retain):
-        return await _retain(tx, row, change.ttl)
+        return _retain(tx, row, change.ttl, pending)
     if isinstance(change, Reprioritise):
-        return await _reprioritise(tx, row, change.priority)
+        state = row.shown(tx.now)
+        if state.final:
+            return EditStatus.FINISHED, state
+        pending.reprioritised.append(row)
+        return EditStatus.DONE, state
     if allowed(STATES[row.state], Event.REMOVE):
-        moved.append(row)
+        pending.moved.append(row)
         return EditStatus.DONE, None
     return EditStatus.CONFLICT, STATES[row.state]
 
 
-async def _write(tx: Transaction, change: JobEdit, moved: list[Row]) -> None:
-    """Cancel or remove the jobs collected so far, all at once."""
-    if isinstance(change, Cancel):
-        await tx.finish([Finish(row=row, state=CANCELLED, crashes=row.crashes) for row in moved])
-    else:
-        tx.changed.update(row.queue for row in moved)
-        await tx.remove([row.seq for row in moved])
-    moved.clear()
-
-
 def _meant(change: JobEdit, sequence: int, row: Row, now: float) -> bool:
     """Return whether the row is still there for the edit and is the one that it means."""
-    if (row.state >= FIRST_FINAL and row.expired <= now) or sequence not in {0, row.seq}:
+    if (row.state >= FIRST_FINAL and row.expired <= now) or sequence not in {0, row.place}:
         return False
     return not change.states or row.shown(now) in change.states
 
 
-async def _cancel(tx: Transaction, row: Row, moved: list[Row]) -> _Outcome:
+def _cancel(tx: Transaction, row: Row, pending: _Pending) -> _Outcome:
     state = row.shown(tx.now)
     if not allowed(state, Event.CANCEL):
         return EditStatus.FINISHED, state
     if row.state < RUNNING:
-        moved.append(row)
+        pending.moved.append(row)
         return EditStatus.DONE, JobState.CANCELLED
-    tx.changed.add(row.queue)
-    tx.note(await tx.db.fetchval(_ASK, row.seq))
+    pending.asked.append(row.seq)
     return EditStatus.REQUESTED, JobState.RUNNING
 
 
@@ -145,7 +185,7 @@ async def _redrive(tx: Transaction, row: Row) -> _Outcome:
     if not allowed(STATES[row.state], Event.REDRIVE) or not await _retake_key(tx, row):
         return EditStatus.CONFLICT, STATES[row.state]
     await tx.db.execute(_REDRIVE, row.seq, tx.now)
-    entered = row.seq if row.entered is None else row.entered
+    entered = row.place if row.entered is None else row.entered
     counted, since = True, None
     if row.batch is not None:
         # Its batch may have been forgotten since it ended, and then counts it anew.
@@ -164,13 +204,10 @@ async def _redrive(tx: Transaction, row: Row) -> _Outcome:
     return EditStatus.DONE, JobState.QUEUED
 
 
-async def _retain(tx: Transaction, row: Row, ttl: float | None) -> _Outcome:
+def _retain(tx: Transaction, row: Row, ttl: float | None, pending: _Pending) -> _Outcome:
     state = row.shown(tx.now)
-    tx.changed.add(row.queue)
     if row.state < FIRST_FINAL:
-        await tx.db.execute(
-            "UPDATE job SET result_ttl = $2, failure_ttl = $2 WHERE seq = $1", row.seq, ttl
-        )
+        pending.retained.append(row.seq)
         return EditStatus.DONE, state
     ended = tx.now if row.finished_at is None else row.finished_at
     result_ttl = row.result_ttl
@@ -183,24 +220,7 @@ async def _retain(tx: Transaction, row: Row, ttl: float | None) -> _Outcome:
     if row.state == SUCCEEDED and row.has_result and result_ttl is not None:
         looked_at = ended + max(result_ttl, LINGER)
         tidy = looked_at if tidy is None else min(tidy, looked_at)
-    await tx.db.execute(
-        "UPDATE done SET expires_at = $2, tidy_at = $3, result_ttl = $4 WHERE seq = $1",
-        row.seq,
-        expires,
-        tidy,
-        result_ttl,
-    )
-    return EditStatus.DONE, state
-
-
-async def _reprioritise(tx: Transaction, row: Row, priority: int) -> _Outcome:
-    state = row.shown(tx.now)
-    if state.final:
-        return EditStatus.FINISHED, state
-    tx.changed.add(row.queue)
-    await tx.db.execute("UPDATE job SET priority = $2 WHERE seq = $1", row.seq, priority)
-    if row.state == QUEUED and row.lane is not None:
-        await tx.repair([(row.queue, row.lane)])
+    pending.kept.append((row.seq, expires, tidy, result_ttl))
     return EditStatus.DONE, state
 
 
@@ -213,7 +233,7 @@ async def _retake_key(tx: Transaction, row: Row) -> bool:
         return False
     until = tx.now + (row.unique_ttl or 0.0) if row.unique_mode == THROTTLE else None
     await tx.db.execute(
-        _HOLD, row.queue, row.unique_key, row.seq, row.id, row.generation, until
+        _HOLD, row.queue, row.unique_key, row.seq, row.id, row.generation, until, row.place
     )
     return True
 

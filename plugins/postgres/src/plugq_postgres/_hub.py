@@ -23,7 +23,7 @@ from plugq.job import JobRef
 from plugq.lifecycle import cancel_and_wait
 from plugq.protocols.storage import BACKLOG, CancelAsked, Finished, Wake
 from plugq_postgres._faults import fault
-from plugq_postgres._packets import letters, read_letter, read_told, resync, told
+from plugq_postgres._packets import Parts, letters, read_letter, read_told, resync, told
 from plugq_postgres._receivers import Listener, Receiver, Watch
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Hub:
         self._told: list[JobEvent] = []
         self._told_too_much = False
         self._turn = asyncio.Lock()
+        self._open = False
+        self._letter_parts, self._event_parts = Parts(), Parts()
         #: Whether anybody may be listening, as of the last write.
         self.listened = False
 
@@ -85,8 +87,14 @@ class Hub:
     def _polls(self) -> bool:
         return self._options.pooler and self._options.listen_url is None
 
+    def start(self) -> None:
+        """Begin to serve; the connection is made when somebody watches or listens."""
+        self._open = True
+
     async def stop(self) -> None:
         """Tell what is left to tell, end every watch and close the connection."""
+        self._open = False
+        self._tried.set()
         sender = self._sender
         if sender is not None:
             await asyncio.wait([sender], timeout=_PARTING)
@@ -123,6 +131,7 @@ class Hub:
         """Make a peer known to the other processes."""
         await self._connected()
         async with self._turn:
+            self._check_open()
             self._watches[watch.peer] = watch
             try:
                 await self._know_peers([watch.peer])
@@ -150,6 +159,7 @@ class Hub:
         """Let events be told, and hear them."""
         await self._connected()
         async with self._turn:
+            self._check_open()
             self._listeners.add(listener)
             try:
                 await self._know_listener()
@@ -199,15 +209,21 @@ class Hub:
         Raises:
             Unavailable: there is none yet, and why.
         """
-        self._database.check_open()
+        self._check_open()
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._keep_connected(), name="plugq-postgres-listen")
         if self._db is None and not self._polls:
             self._tried.clear()
             await self._tried.wait()
-            self._database.check_open()
+            self._check_open()
             if self._db is None:
                 raise self._failure or Unavailable(f"{self._database.server} can not be reached")
+
+    def _check_open(self) -> None:
+        self._database.check_open()
+        if not self._open:
+            message = "the PostgreSQL storage is being stopped"
+            raise Unavailable(message)
 
     async def _keep_connected(self) -> None:
         if self._polls:
@@ -233,6 +249,8 @@ class Hub:
         settings["dsn"] = self._options.listen_url or self._options.url
         db = await asyncpg.connect(**settings)
         lost = asyncio.Event()
+        self._letter_parts.clear()
+        self._event_parts.clear()
         try:
             db.add_termination_listener(lambda _: lost.set())
             await db.add_listener(self._channel, self._hear_letter)
@@ -262,13 +280,15 @@ class Hub:
             receiver.lose()
 
     def _hear_letter(self, *heard: Any) -> None:
-        found = read_letter(heard[3])
+        payload = self._letter_parts.take(heard[3])
+        found = None if payload is None else read_letter(payload)
         if found is not None and (watch := self._watches.get(found[0])) is not None:
             watch.take(found[1])
 
     def _hear_events(self, *heard: Any) -> None:
-        if self._listeners:
-            events = read_told(heard[3])
+        payload = self._event_parts.take(heard[3])
+        if payload is not None and self._listeners:
+            events = read_told(payload)
             for listener in self._listeners:
                 listener.take(events)
 
@@ -301,7 +321,7 @@ class Hub:
             mail, self._mail = self._mail, []
             events, self._told = self._told, []
             lost, self._told_too_much = self._told_too_much, False
-            texts = [resync()] * lost + told(events)
+            texts = resync() * lost + told(events)
             try:
                 await self._names.learn({letter[3] for letter in mail})
                 channels, payloads = self._outgoing(mail)

@@ -95,18 +95,20 @@ class Reader:
         ranged = _range(query, values)
         clock = _value(values, database.at)
         bound = (
-            f"SELECT count(*), min(seq), {database.schema}.clock_v1($1, {clock}) "
-            f"FROM ({self._both('seq', ranged, str(EXAMINED))}) u"
+            f"SELECT count(*), min(place), {database.schema}.clock_v1($1, {clock}) "
+            f"FROM ({self._both('place', ranged, str(EXAMINED))}) u"
         )
         [(examined, lowest, seen)] = await database.read(bound, *values)
         if not examined:
             return Page()
         now = database.now(seen)
         values = [database.namespace]
-        where = [*_range(query, values), f"a.seq >= {_value(values, lowest)}"]
+        where = [*_range(query, values), f"a.place >= {_value(values, lowest)}"]
         where += self._filters(query, now, values)
         limit = _value(values, query.limit)
-        chosen = self._both(f"{SHOWN}, CASE WHEN result IS NOT NULL THEN ''::bytea END AS result", where, limit)
+        chosen = self._both(
+            f"{SHOWN}, CASE WHEN result IS NOT NULL THEN ''::bytea END AS result", where, limit
+        )
         rows = await database.read(chosen, *values)
         await self._names.learn([row["queue"] for row in rows], [row["task"] for row in rows])
         jobs = tuple(self._shown(row, now) for row in rows)
@@ -124,16 +126,14 @@ class Reader:
         condition = " AND ".join(where) or "true"
         parts = [
             f"(SELECT {columns} FROM {self._database.schema}.{table} a WHERE {condition} "
-            f"ORDER BY a.seq DESC LIMIT {limit})"
+            f"ORDER BY a.place DESC LIMIT {limit})"
             for table in ("job", "done")
         ]
-        return f"{' UNION ALL '.join(parts)} ORDER BY seq DESC LIMIT {limit}"
+        return f"{' UNION ALL '.join(parts)} ORDER BY place DESC LIMIT {limit}"
 
     def _filters(self, query: FindQuery, now: float, values: list[Any]) -> list[str]:
         moment = _value(values, now)
         where = [
-            # Not part of the range: a page would examine any number of another namespace's jobs.
-            "a.namespace = $1",
             f"NOT (a.state >= {FIRST_FINAL} AND a.expires_at IS NOT NULL "
             f"AND a.expires_at <= {moment}::float8)",
         ]
@@ -213,9 +213,7 @@ class Reader:
         for row in rows:
             if row["version"] is not None and (row["expires"] is None or row["expires"] > now):
                 place = row["n"] - 1
-                found[place] = Register(
-                    key=keys[place], version=row["version"], value=row["value"]
-                )
+                found[place] = Register(key=keys[place], version=row["version"], value=row["value"])
         return Loaded(registers=tuple(found), now=now)
 
     async def scan(self, prefix: str) -> list[Register]:
@@ -247,15 +245,15 @@ def _value(values: list[Any], value: Any) -> str:
 
 def _range(query: FindQuery, values: list[Any]) -> list[str]:
     """Return which part of the jobs is walked."""
-    where = []
+    where = ["a.namespace = $1"]
     if query.batch is not None:
-        where += ["a.namespace = $1", f"a.batch = {_value(values, query.batch.encode())}"]
+        where += [f"a.batch = {_value(values, query.batch.encode())}"]
     if query.cursor is not None:
         cursor = query.cursor
         if not cursor.isascii() or not cursor.isdigit() or int(cursor) >= _MOST_CURSOR:
             message = f"find: {cursor!r} is no cursor; pass the one of the page before"
             raise PlugqError(message)
-        where.append(f"a.seq < {_value(values, int(cursor))}")
+        where.append(f"a.place < {_value(values, int(cursor))}")
     return where
 
 

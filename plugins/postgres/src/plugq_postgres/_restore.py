@@ -7,7 +7,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from plugq.job import LINGER, JobRef, JobState
-from plugq_postgres._rows import CODES, KINDS, QUEUED, RUNNING, columns, name, packed, packed_failure
+from plugq_postgres._rows import (
+    CODES,
+    KINDS,
+    QUEUED,
+    RUNNING,
+    columns,
+    name,
+    packed,
+    packed_failure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +29,7 @@ _RESULT_TTL, _FAILURE_TTL, _ID_TTL = 3600.0, 604_800.0, 600.0
 
 _COLUMNS = (
     ("seq", "int8"),
+    ("place", "int8"),
     ("queue", "int4"),
     ("task", "int4"),
     ("state", "int2"),
@@ -60,9 +70,14 @@ _INSERT = (
     f"AS s ({_NAMES})"
 )
 _HISTORY = "UPDATE {table} SET history = $2 WHERE seq = $1"
-#: Nobody gets a sequence that one who restores has chosen, and no two restore at once.
-_SEQUENCES = "SELECT pg_advisory_xact_lock('job_sequence'::regclass::oid::bigint)"
-_TAKEN = "SELECT seq FROM job WHERE seq = ANY ($1) UNION ALL SELECT seq FROM done WHERE seq = ANY ($1)"
+#: No two restore at once: sequences that are granted later are greater than all restored ones.
+_ALONE = "SELECT pg_advisory_xact_lock('job_sequence'::regclass::oid::bigint)"
+_NUMBERS = "SELECT nextval('job_sequence') AS seq FROM generate_series(1, $1)"
+_RAISE_SEQUENCE = "SELECT setval('job_sequence', $1) FROM job_sequence WHERE last_value < $1"
+_TAKEN = (
+    "SELECT place FROM job WHERE namespace = $1 AND place = ANY ($2) "
+    "UNION ALL SELECT place FROM done WHERE namespace = $1 AND place = ANY ($2)"
+)
 _RAISE_TOKEN = "UPDATE queue SET token = greatest(token, $2), said = true WHERE id = $1"
 
 
@@ -78,29 +93,24 @@ async def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
     if not new:
         return
     new.sort(key=lambda job: job.sequence)
-    await tx.db.execute(_SEQUENCES)
-    taken = {row["seq"] for row in await tx.db.fetch(_TAKEN, [job.sequence for job in new])}
-    last = max(
-        await tx.db.fetchval("SELECT nextval('job_sequence')"), *(job.sequence for job in new)
-    )
-    last += 1
-    entered = last
+    await tx.db.execute(_ALONE)
+    places = [job.sequence for job in new]
+    taken = {row["place"] for row in await tx.db.fetch(_TAKEN, tx.namespace, places)}
+    await tx.db.execute(_RAISE_SEQUENCE, max(places))
+    entered, *seqs = [row["seq"] for row in await tx.db.fetch(_NUMBERS, len(new) + 1)]
     queues, tasks = await tx.names.number(
         {job.queue for job in new}, {job.task for job in new}, db=tx.db
     )
     rows: list[tuple[Any, ...]] = []
-    for job in new:
-        seq = job.sequence
-        if seq < 1 or seq in taken:
-            last += 1
-            seq = last
-        taken.add(seq)
-        rows.append(_columns(tx.now, job, seq, entered, queues, tasks))
-    await tx.db.execute("SELECT setval('job_sequence', $1)", last)
+    for job, seq in zip(new, seqs, strict=True):
+        place = job.sequence
+        if place < 1 or place in taken:
+            place = seq
+        taken.add(place)
+        kept = (seq, place, entered)
+        rows.append(_columns(tx.now, job, kept, queues, tasks))
     for table, ended in (("job", False), ("done", True)):
-        part = [
-            (job, row) for job, row in zip(new, rows, strict=True) if job.state.final is ended
-        ]
+        part = [(job, row) for job, row in zip(new, rows, strict=True) if job.state.final is ended]
         if part:
             statement = _INSERT.format(table=table)
             values = columns([row for _, row in part], len(_COLUMNS))
@@ -152,11 +162,11 @@ async def _book(
 def _columns(
     now: float,
     job: JobRecord,
-    seq: int,
-    entered: int,
+    kept: tuple[int, int, int],
     queues: Mapping[str, int],
     tasks: Mapping[str, int],
 ) -> tuple[Any, ...]:
+    seq, place, entered = kept
     state = CODES[job.state]
     finished_at = job.finished_at
     result_ttl: float | None = _RESULT_TTL
@@ -170,6 +180,7 @@ def _columns(
     lease_until = job.lease_until
     return (
         seq,
+        place,
         queues[job.queue],
         tasks[job.task],
         state,

@@ -57,6 +57,7 @@ class Row(NamedTuple):
     """What deciding about a job takes."""
 
     seq: int
+    place: int
     queue: int
     id: bytes
     task: int
@@ -103,7 +104,7 @@ COLUMNS = ", ".join(
 
 #: What a record shows of a job, with its result; ``body`` comes beside it.
 SHOWN = (
-    "seq, queue, id, task, state, generation, submission, priority, lane, batch, attempt, "
+    "place, queue, id, task, state, generation, submission, priority, lane, batch, attempt, "
     "max_attempts, crashes, token, worker, submitted_at, ready_at, started_at, finished_at, "
     "expires_at, deadline_at, lease_until, cancel, progress, code, result_ttl, history"
 )
@@ -174,7 +175,7 @@ def job_record(
         id=row["id"].decode(),
         task=task,
         state=STATES[state],
-        sequence=row["seq"],
+        sequence=row["place"],
         generation=row["generation"],
         submission=row["submission"],
         priority=row["priority"],
@@ -204,4 +205,6 @@ def job_record(
 
 def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
     """Turn rows into as many lists as they have columns."""
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+    return (
+        [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+    )

@@ -83,10 +83,10 @@ def settle_arguments(
 
 def settle_replies(count: int, answer: Mapping[str, Any]) -> list[SettleReply]:
     """Return where the jobs went."""
-    states = answer["states"]
-    if states is None:
-        return [_LOST] * count
-    return [_LOST if state is None else _SETTLED[state] for state in states]
+    replies = [_LOST] * count
+    for place, state in zip(answer["places"] or (), answer["states"] or (), strict=True):
+        replies[place - 1] = _SETTLED[state]
+    return replies
 
 
 def claim_arguments(claim: ClaimRequest | None, queues: Mapping[str, int]) -> tuple[Any, ...]:

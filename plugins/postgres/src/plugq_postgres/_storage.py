@@ -100,6 +100,7 @@ class PostgresStorage(Lifecycle):
 
     async def _start(self) -> None:
         await self._database.start(self._context.namespace)
+        self._hub.start()
 
     async def _stop(self) -> None:
         await self._hub.stop()
@@ -228,15 +229,15 @@ class PostgresStorage(Lifecycle):
         waiting: bool = False,
     ) -> Sequence[JobRecord | None]:
         """Return jobs as they stand."""
-        return await self._reader.get(refs, body=body, waiting=waiting)
+        return await _readable(self._reader.get(refs, body=body, waiting=waiting))
 
     async def find(self, query: FindQuery) -> Page:
         """Return one page, newest first."""
-        return await self._reader.find(query)
+        return await _readable(self._reader.find(query))
 
     async def batches(self, batches: Sequence[str]) -> Sequence[BatchCounts | None]:
         """Return the counts of batches."""
-        return await self._reader.batches(batches)
+        return await _readable(self._reader.batches(batches))
 
     async def stats(self) -> Stats:
         """Return the counters."""
@@ -275,7 +276,7 @@ class PostgresStorage(Lifecycle):
 
     async def load(self, keys: Sequence[str]) -> Loaded:
         """Return registers and the time."""
-        return await self._reader.load(keys)
+        return await _readable(self._reader.load(keys))
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
@@ -297,13 +298,11 @@ class PostgresStorage(Lifecycle):
                 changes, answer["versions"] or (), answer["stored"] or (), strict=True
             )
         )
-        return Swapped(
-            done=answer["done"], registers=registers, now=database.now(answer["now"])
-        )
+        return Swapped(done=answer["done"], registers=registers, now=database.now(answer["now"]))
 
     async def scan(self, prefix: str) -> Sequence[Register]:
         """Return the registers whose key starts with the prefix."""
-        return await self._reader.scan(prefix)
+        return await _readable(self._reader.scan(prefix))
 
     async def _write(self, statement: str, *values: Any) -> asyncpg.Record:
         """Make one call of the server and send what it has to tell."""
@@ -338,3 +337,16 @@ class PostgresStorage(Lifecycle):
         result, answer = await database.transact(whole)
         self._hub.heed(answer)
         return result
+
+
+async def _readable(reading: Awaitable[T]) -> T:
+    """Wait for what was asked for by names.
+
+    Raises:
+        InvalidJob: one of them can not be written as UTF-8, so that nothing has it.
+    """
+    try:
+        return await reading
+    except UnicodeEncodeError as error:
+        message = f"a name can not be written as UTF-8 ({error.reason}); look for another one"
+        raise InvalidJob(message) from None

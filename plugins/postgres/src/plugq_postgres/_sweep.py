@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 from plugq.job import AttemptRecord, Event, state_after_lapse
 from plugq.protocols.storage import Change, SweepReply
 from plugq_postgres._budgets import let_in, park_queue
-from plugq_postgres._rows import CANCELLED, CODES, COLUMNS, FAILED, KINDS, QUEUED, STATES, Row, packed, text
+from plugq_postgres._rows import (
+    CANCELLED,
+    CODES,
+    COLUMNS,
+    FAILED,
+    KINDS,
+    QUEUED,
+    STATES,
+    Row,
+    packed,
+    text,
+)
 from plugq_postgres._transaction import Finish, Requeue
 
 if TYPE_CHECKING:
@@ -30,7 +41,7 @@ _OVERDUE = (
 )
 _DUE = (
     f"SELECT j.* FROM queue q CROSS JOIN LATERAL (SELECT {COLUMNS} FROM job j "
-    "WHERE j.queue = q.id AND j.state = 0 AND j.ready_at <= $2 ORDER BY j.ready_at, j.seq "
+    "WHERE j.queue = q.id AND j.state = 0 AND j.ready_at <= $2 ORDER BY j.ready_at, j.place "
     "LIMIT $3) j WHERE q.namespace = $1 LIMIT $3"
 )
 _TIDY = (
@@ -126,7 +137,7 @@ class _Sweep:
                 task=names.task(row.task),
                 event=event,
                 state=None if state is None else STATES[state],
-                sequence=row.seq,
+                sequence=row.place,
                 attempt=row.attempt,
                 code=code,
                 lane=text(row.lane),
@@ -162,9 +173,7 @@ class _Sweep:
                     )
                 )
             else:
-                back.append(
-                    Requeue(row=row, state=code, error=error, crashes=crashes, total=total)
-                )
+                back.append(Requeue(row=row, state=code, error=error, crashes=crashes, total=total))
             self.changes.append((row, Event.LAPSE, code, "crashed"))
         await tx.finish(ended)
         await tx.requeue(back)
@@ -180,9 +189,7 @@ class _Sweep:
             )
             state = CANCELLED if row.cancel else FAILED
             code = "deadline" if state == FAILED else ""
-            ended.append(
-                Finish(row=row, state=state, code=code, error=error, crashes=row.crashes)
-            )
+            ended.append(Finish(row=row, state=state, code=code, error=error, crashes=row.crashes))
             self.changes.append((row, Event.DEADLINE, state, code))
         await self.tx.finish(ended)
 
@@ -239,9 +246,6 @@ class _Sweep:
             _NEXT, tx.namespace, request.end_leases, request.deadline_grace
         )
         return None if soonest is None else max(0.0, soonest - tx.now)
-
-
-
 
 
 def _error(row: Row, code: str, type_: str, message: str) -> bytes | None:

@@ -38,8 +38,11 @@ CREATE SEQUENCE version_sequence;
 
 -- state: 0 delayed, 1 queued, 2 running, 3 succeeded, 4 failed, 5 cancelled, 6 skipped.
 -- eligible: 1 in the ready order, 0 behind its lane, 2 past its deadline until a sweep ends it.
+-- "seq" is the key of the row, "place" the sequence that users see; they differ where a restored
+-- job brought a sequence of its own, which only its namespace has to have free.
 CREATE TABLE job (
     seq bigint PRIMARY KEY,
+    place bigint NOT NULL,
     namespace integer NOT NULL,
     queue integer NOT NULL,
     task integer NOT NULL,
@@ -87,11 +90,13 @@ CREATE TABLE job (
 -- Jobs that have ended leave the table that claims read and come here, row by row as they are.
 CREATE TABLE done (LIKE job INCLUDING DEFAULTS, PRIMARY KEY (seq));
 
+CREATE UNIQUE INDEX job_place ON job (namespace, place);
+CREATE UNIQUE INDEX done_place ON done (namespace, place);
 CREATE UNIQUE INDEX job_id ON job (queue, id);
-CREATE INDEX job_ready ON job (queue, priority DESC, ready_at, seq)
+CREATE INDEX job_ready ON job (queue, priority DESC, ready_at, place)
     WHERE state = 1 AND eligible = 1;
-CREATE INDEX job_due ON job (queue, ready_at, seq) WHERE state = 0;
-CREATE INDEX job_lane ON job (queue, lane, priority DESC, ready_at, seq)
+CREATE INDEX job_due ON job (queue, ready_at, place) WHERE state = 0;
+CREATE INDEX job_lane ON job (queue, lane, priority DESC, ready_at, place)
     WHERE state = 1 AND eligible < 2 AND lane IS NOT NULL;
 CREATE INDEX job_head ON job (queue, lane)
     WHERE state = 1 AND eligible = 1 AND lane IS NOT NULL;
@@ -101,10 +106,10 @@ CREATE INDEX job_deadline ON job (namespace, deadline_at)
     WHERE state < 2 AND deadline_at IS NOT NULL;
 CREATE INDEX job_overrun ON job (namespace, deadline_at)
     WHERE state = 2 AND deadline_at IS NOT NULL;
-CREATE INDEX job_batch ON job (namespace, batch, seq) WHERE batch IS NOT NULL;
+CREATE INDEX job_batch ON job (namespace, batch, place) WHERE batch IS NOT NULL;
 CREATE UNIQUE INDEX done_id ON done (queue, id);
 CREATE INDEX done_tidy ON done (namespace, tidy_at) WHERE tidy_at IS NOT NULL;
-CREATE INDEX done_batch ON done (namespace, batch, seq) WHERE batch IS NOT NULL;
+CREATE INDEX done_batch ON done (namespace, batch, place) WHERE batch IS NOT NULL;
 
 -- Counts of a task in a queue. kind: 0 to 6 the states, from 7 on the cumulative totals.
 CREATE TABLE tally (
@@ -140,6 +145,7 @@ CREATE TABLE unique_key (
     queue integer NOT NULL,
     key bytea NOT NULL,
     seq bigint NOT NULL,
+    place bigint NOT NULL,
     id bytea NOT NULL,
     generation bigint NOT NULL,
     state smallint NOT NULL,

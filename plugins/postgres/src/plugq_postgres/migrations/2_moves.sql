@@ -63,21 +63,27 @@ LANGUAGE sql AS $$
         FROM touched t JOIN queue q ON q.id = t.queue
             LEFT JOIN lane ON lane.queue = t.queue AND lane.name = t.lane
     ), first AS MATERIALIZED (
-        SELECT f.queue, j.seq, j.eligible FROM free f CROSS JOIN LATERAL (
-            SELECT job.seq, job.eligible FROM job WHERE job.queue = f.queue AND job.lane = f.lane
-                AND job.state = 1 AND job.eligible < 2
-            ORDER BY job.priority DESC, job.ready_at, job.seq LIMIT f.n
+        SELECT f.queue, f.lane, coalesce(j.seqs, '{}') AS seqs, j.behind
+        FROM free f CROSS JOIN LATERAL (
+            SELECT array_agg(h.seq) AS seqs,
+                array_agg(h.seq) FILTER (WHERE h.eligible = 0) AS behind
+            FROM (
+                SELECT job.seq, job.eligible FROM job
+                WHERE job.queue = f.queue AND job.lane = f.lane AND job.state = 1
+                    AND job.eligible < 2
+                ORDER BY job.priority DESC, job.ready_at, job.place LIMIT f.n
+            ) h
         ) j
-    ), behind AS MATERIALIZED (
-        SELECT j.seq FROM touched t CROSS JOIN LATERAL (
-            SELECT job.seq FROM job WHERE job.queue = t.queue AND job.lane = t.lane
-                AND job.state = 1 AND job.eligible = 1
-        ) j WHERE NOT EXISTS (SELECT 1 FROM first WHERE first.seq = j.seq)
+    ), ahead AS MATERIALIZED (
+        SELECT j.seq FROM first CROSS JOIN LATERAL (
+            SELECT job.seq FROM job WHERE job.queue = first.queue AND job.lane = first.lane
+                AND job.state = 1 AND job.eligible = 1 AND job.seq <> ALL (first.seqs)
+        ) j
     ), taken_back AS (
-        UPDATE job SET eligible = 0 FROM behind WHERE job.seq = behind.seq
+        UPDATE job SET eligible = 0 FROM ahead WHERE job.seq = ahead.seq
     ), let_in AS (
-        UPDATE job SET eligible = 1 FROM first WHERE job.seq = first.seq AND first.eligible = 0
-        RETURNING job.queue
+        UPDATE job SET eligible = 1 FROM (SELECT unnest(behind) AS seq FROM first) b
+        WHERE job.seq = b.seq RETURNING job.queue
     )
     SELECT array_agg(ROW (c.queue, c.n, false)::ready_v1)
     FROM (SELECT queue, count(*) AS n FROM let_in GROUP BY queue) c
@@ -258,12 +264,12 @@ BEGIN
             CASE WHEN s.state IN (3, 5) THEN job.result_ttl ELSE job.failure_ttl END IS NULL
                 AS for_ever
     ), stored AS (
-        INSERT INTO done (seq, namespace, queue, task, state, eligible, cancel, priority, ready_at,
+        INSERT INTO done (seq, place, namespace, queue, task, state, eligible, cancel, priority, ready_at,
             token, attempt, max_attempts, crashes, generation, unknown, unknown_since, number,
             entered, deadline_at, submitted_at, started_at, finished_at, expires_at, tidy_at,
             result_ttl, failure_ttl, id_ttl, unique_ttl, unique_mode, id, submission, lane, batch,
             unique_key, origin, worker, peer, code, progress, history, body, result)
-        SELECT seq, namespace, queue, task, to_state, 0, cancel, priority, ready_at,
+        SELECT seq, place, namespace, queue, task, to_state, 0, cancel, priority, ready_at,
             token, attempt - back, max_attempts, to_crashes, generation, unknown, unknown_since,
             number, entered, deadline_at, submitted_at, started_at, ended,
             CASE WHEN NOT for_ever THEN until END,

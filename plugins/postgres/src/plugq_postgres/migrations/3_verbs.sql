@@ -24,21 +24,21 @@ BEGIN
             lane, batch, unique_mode, unique_ttl, unique_key, result_ttl, failure_ttl, id_ttl,
             not_after, origin, seq, n)
     ), stored AS (
-        INSERT INTO job (seq, namespace, queue, task, state, eligible, priority, ready_at,
+        INSERT INTO job (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
             max_attempts, generation, deadline_at, submitted_at, result_ttl, failure_ttl, id_ttl,
             unique_ttl, unique_mode, id, submission, lane, batch, unique_key, origin, body)
-        SELECT seq, p_namespace, queue, task, (ready_at <= p_now)::integer,
+        SELECT seq, seq, p_namespace, queue, task, (ready_at <= p_now)::integer,
             (ready_at <= p_now AND lane IS NULL)::integer, priority, ready_at, max_attempts,
             generation, least(p_now + deadline_in, deadline_at), p_now, result_ttl, failure_ttl,
             id_ttl, unique_ttl, unique_mode, id, submission, lane, batch, unique_key, origin, body
         FROM s ORDER BY n
     ), held AS (
-        INSERT INTO unique_key (queue, key, seq, id, generation, state, until)
-        SELECT queue, unique_key, seq, id, generation, (ready_at <= p_now)::integer,
+        INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until)
+        SELECT queue, unique_key, seq, seq, id, generation, (ready_at <= p_now)::integer,
             CASE WHEN unique_mode = 2 THEN p_now + unique_ttl END
         FROM s WHERE unique_key IS NOT NULL
-        ON CONFLICT (queue, key) DO UPDATE SET seq = excluded.seq, id = excluded.id,
-            generation = excluded.generation, state = excluded.state, until = excluded.until
+        ON CONFLICT (queue, key) DO UPDATE SET seq = excluded.seq, place = excluded.place,
+            id = excluded.id, generation = excluded.generation, state = excluded.state, until = excluded.until
     )
     SELECT array_agg(ROW (queue, task, lane, batch, NULL, (ready_at <= p_now)::integer, 7, NULL,
             false)::move_v1 ORDER BY n),
@@ -136,11 +136,13 @@ BEGIN
         FOREACH job IN ARRAY p_jobs LOOP
             n := n + 1;
             status := NULL;
-            SELECT j.seq, j.state, j.generation, j.submission, j.deadline_at, j.id INTO held FROM (
-                SELECT a.seq, a.state, a.generation, a.submission, a.deadline_at, a.id FROM job a
+            SELECT j.seq, j.place, j.state, j.generation, j.submission, j.deadline_at, j.id INTO held FROM (
+                SELECT a.seq, a.place, a.state, a.generation, a.submission, a.deadline_at, a.id
+                FROM job a
                 WHERE a.queue = job.queue AND a.id = job.id
                 UNION ALL
-                SELECT d.seq, d.state, d.generation, d.submission, d.deadline_at, d.id FROM done d
+                SELECT d.seq, d.place, d.state, d.generation, d.submission, d.deadline_at, d.id
+                FROM done d
                 WHERE d.queue = job.queue AND d.id = job.id
             ) j;
             generations[n] := 0;
@@ -153,14 +155,14 @@ BEGIN
                 generations[n] := held.generation + 1;
             END IF;
             IF status IS NULL AND job.unique_key IS NOT NULL THEN
-                SELECT coalesce(j.seq, u.seq) AS seq, coalesce(j.state, u.state) AS state,
+                SELECT u.seq, coalesce(j.place, u.place) AS place, coalesce(j.state, u.state) AS state,
                     coalesce(j.generation, u.generation) AS generation, NULL::bytea AS submission,
                     j.deadline_at, u.id INTO stored
                 FROM unique_key u LEFT JOIN LATERAL (
-                    SELECT a.seq, a.state, a.generation, a.deadline_at FROM job a
+                    SELECT a.place, a.state, a.generation, a.deadline_at FROM job a
                     WHERE a.queue = u.queue AND a.id = u.id
                     UNION ALL
-                    SELECT d.seq, d.state, d.generation, d.deadline_at FROM done d
+                    SELECT d.place, d.state, d.generation, d.deadline_at FROM done d
                     WHERE d.queue = u.queue AND d.id = u.id
                 ) j ON true
                 WHERE u.queue = job.queue AND u.key = job.unique_key
@@ -174,7 +176,7 @@ BEGIN
                 statuses[n] := status;
                 ids[n] := held.id;
                 states[n] := shown_v1(held.state, held.deadline_at, p_now);
-                seqs[n] := held.seq;
+                seqs[n] := held.place;
                 generations[n] := held.generation;
                 CONTINUE;
             END IF;
@@ -226,9 +228,8 @@ END $$;
 -- In how many seconds the next job of a queue falls due.
 CREATE FUNCTION due_in_v1(p_queue integer, p_now double precision) RETURNS double precision
 LANGUAGE sql AS $$
-    SELECT greatest(0, min(s.ready_at) - p_now) FROM (
-        SELECT ready_at FROM job WHERE queue = p_queue AND state = 0 ORDER BY ready_at LIMIT 1
-    ) s
+    SELECT greatest(0, ready_at - p_now) FROM job WHERE queue = p_queue AND state = 0
+    ORDER BY ready_at LIMIT 1
 $$;
 
 -- Queue what has fallen due, and tell in how many seconds the next job does.
@@ -239,7 +240,7 @@ BEGIN
     IF due = 0 THEN
         ready := promote_v1(p_namespace, p_now, ARRAY(
             SELECT seq FROM job WHERE queue = p_queue AND state = 0 AND ready_at <= p_now
-            ORDER BY ready_at, seq LIMIT 2 * p_limit + 100
+            ORDER BY ready_at, place LIMIT 2 * p_limit + 100
         ));
         due := due_in_v1(p_queue, p_now);
     END IF;
@@ -259,7 +260,7 @@ BEGIN
         SELECT array_agg(s.seq), array_agg(s.seq) FILTER (WHERE s.deadline_at <= p_now)
         INTO seqs, overdue FROM (
             SELECT seq, deadline_at FROM job WHERE queue = p_queue AND state = 1 AND eligible = 1
-            ORDER BY priority DESC, ready_at, seq LIMIT p_most
+            ORDER BY priority DESC, ready_at, place LIMIT p_most
         ) s;
         EXIT WHEN overdue IS NULL;
         WITH aside AS (
@@ -351,7 +352,7 @@ CREATE FUNCTION leases_v1(p_namespace integer, p_now double precision, p_queues 
     OUT l_unknown_for double precision[]) LANGUAGE sql AS $$
     SELECT array_agg(queue), array_agg(task), array_agg(id), array_agg(body), array_agg(lane),
         array_agg(batch), array_agg(token), array_agg(attempt), array_agg(max_attempts),
-        array_agg(seq), array_agg(generation), array_agg(priority), array_agg(crashes),
+        array_agg(place), array_agg(generation), array_agg(priority), array_agg(crashes),
         array_agg(unknown), array_agg(submitted_at), array_agg(started_at),
         array_agg(deadline_at - p_now), array_agg(coalesce(p_now - unknown_since, 0))
     FROM (
@@ -424,8 +425,9 @@ BEGIN
     END IF;
 END $$;
 
--- End attempts, then serve the claim, if there is one. p_final, p_last and p_cancelled say where
--- each job goes: with attempts left, without, and where its cancelling was asked for.
+-- End attempts, then serve the claim, if there is one. p_left, p_last and p_cancelled say where each
+-- job goes: with attempts left, without, and where its cancelling was asked for. Answered are those
+-- that ran under their token, by their places in the call.
 CREATE FUNCTION settle_v1(p_namespace integer, p_clock double precision, p_wait text,
     p_queues integer[], p_ids bytea[], p_tokens bigint[], p_left smallint[], p_last smallint[],
     p_cancelled smallint[], p_delays double precision[], p_at double precision[],
@@ -433,8 +435,8 @@ CREATE FUNCTION settle_v1(p_namespace integer, p_clock double precision, p_wait 
     p_totals smallint[], p_ran boolean[], p_unknown smallint[],
     p_claim boolean, p_claim_queues integer[], p_limit bigint, p_worker bytea, p_peer bytea,
     p_number bigint, p_lease double precision,
-    OUT now double precision, OUT listened boolean, OUT letters text, OUT states smallint[],
-    OUT limited boolean, OUT next_in double precision,
+    OUT now double precision, OUT listened boolean, OUT letters text, OUT places bigint[],
+    OUT states smallint[], OUT limited boolean, OUT next_in double precision,
     OUT l_queue integer[], OUT l_task integer[], OUT l_id bytea[], OUT l_body bytea[],
     OUT l_lane bytea[], OUT l_batch bytea[], OUT l_token bigint[], OUT l_attempt bigint[],
     OUT l_max_attempts bigint[], OUT l_seq bigint[], OUT l_generation bigint[],
@@ -462,6 +464,7 @@ BEGIN
         SELECT * INTO step FROM settle_jobs_v1(p_namespace, now, p_queues, p_ids, p_tokens, p_left,
             p_last, p_cancelled, p_delays, p_at, p_codes, p_results, p_errors, p_progress, p_backs,
             p_totals, p_ran, p_unknown);
+        places := step.places;
         states := step.states;
         effect := step.effect;
         changed := step.changed;
@@ -486,7 +489,7 @@ CREATE FUNCTION settle_jobs_v1(p_namespace integer, p_now double precision,
     p_cancelled smallint[], p_delays double precision[], p_at double precision[],
     p_codes bytea[], p_results bytea[], p_errors bytea[], p_progress bytea[], p_backs smallint[],
     p_totals smallint[], p_ran boolean[], p_unknown smallint[],
-    OUT states smallint[], OUT effect effect_v1, OUT changed integer[]) LANGUAGE plpgsql AS $$
+    OUT places bigint[], OUT states smallint[], OUT effect effect_v1, OUT changed integer[]) LANGUAGE plpgsql AS $$
 DECLARE
     s record;
     one effect_v1;
@@ -503,33 +506,34 @@ BEGIN
         FROM asked a JOIN job ON job.queue = a.queue AND job.id = a.id
         WHERE job.token = a.token AND job.state = 2 ORDER BY job.seq, a.n
     )
-    SELECT array_agg(f.state ORDER BY a.n) AS states,
-        array_agg(DISTINCT f.queue) FILTER (WHERE f.queue IS NOT NULL) AS queues,
-        array_agg(f.seq ORDER BY a.n) FILTER (WHERE f.state > 2) AS seqs,
-        array_agg(f.state ORDER BY a.n) FILTER (WHERE f.state > 2) AS to_states,
+    SELECT array_agg(f.n) AS places, array_agg(f.state) AS states,
+        array_agg(DISTINCT f.queue) AS queues,
+        array_agg(f.seq) FILTER (WHERE f.state > 2) AS seqs,
+        array_agg(f.state) FILTER (WHERE f.state > 2) AS to_states,
         array_agg(CASE WHEN f.code = '' AND f.state = 4 THEN 'error' ELSE f.code END
-            ORDER BY a.n) FILTER (WHERE f.state > 2) AS codes,
-        array_agg(f.result ORDER BY a.n) FILTER (WHERE f.state > 2) AS results,
-        array_agg(f.error ORDER BY a.n) FILTER (WHERE f.state > 2) AS errors,
-        array_agg(f.progress ORDER BY a.n) FILTER (WHERE f.state > 2) AS progress,
-        array_agg(f.back ORDER BY a.n) FILTER (WHERE f.state > 2) AS backs,
-        array_agg(f.crashes ORDER BY a.n) FILTER (WHERE f.state > 2) AS crashes,
-        array_agg(f.ran ORDER BY a.n) FILTER (WHERE f.state > 2) AS ran,
-        array_agg(f.seq ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_seqs,
-        array_agg(f.state ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_states,
+           ) FILTER (WHERE f.state > 2) AS codes,
+        array_agg(f.result) FILTER (WHERE f.state > 2) AS results,
+        array_agg(f.error) FILTER (WHERE f.state > 2) AS errors,
+        array_agg(f.progress) FILTER (WHERE f.state > 2) AS progress,
+        array_agg(f.back) FILTER (WHERE f.state > 2) AS backs,
+        array_agg(f.crashes) FILTER (WHERE f.state > 2) AS crashes,
+        array_agg(f.ran) FILTER (WHERE f.state > 2) AS ran,
+        array_agg(f.seq) FILTER (WHERE f.state < 2) AS r_seqs,
+        array_agg(f.state) FILTER (WHERE f.state < 2) AS r_states,
         array_agg(CASE WHEN f.state = 0 THEN greatest(p_now, coalesce(f.at, p_now + f.delay)) END
-            ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_ready,
-        array_agg(f.error ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_errors,
-        array_agg(f.progress ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_progress,
-        array_agg(f.back ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_backs,
-        array_agg(f.crashes ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_crashes,
+           ) FILTER (WHERE f.state < 2) AS r_ready,
+        array_agg(f.error) FILTER (WHERE f.state < 2) AS r_errors,
+        array_agg(f.progress) FILTER (WHERE f.state < 2) AS r_progress,
+        array_agg(f.back) FILTER (WHERE f.state < 2) AS r_backs,
+        array_agg(f.crashes) FILTER (WHERE f.state < 2) AS r_crashes,
         array_agg(CASE f.unknown WHEN 0 THEN 0 WHEN 1 THEN f.unknowns ELSE f.unknowns + 1 END
-            ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_unknown,
+           ) FILTER (WHERE f.state < 2) AS r_unknown,
         array_agg(CASE WHEN f.unknown = 1 OR f.unknown = 2 AND f.unknowns > 0 THEN f.unknown_since
-            WHEN f.unknown = 2 THEN p_now END ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_since,
-        array_agg(f.total ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_totals,
-        array_agg(f.ran ORDER BY a.n) FILTER (WHERE f.state < 2) AS r_ran
-    INTO s FROM asked a LEFT JOIN found f ON f.n = a.n;
+            WHEN f.unknown = 2 THEN p_now END) FILTER (WHERE f.state < 2) AS r_since,
+        array_agg(f.total) FILTER (WHERE f.state < 2) AS r_totals,
+        array_agg(f.ran) FILTER (WHERE f.state < 2) AS r_ran
+    INTO s FROM found f;
+    places := s.places;
     states := s.states;
     changed := s.queues;
     effect := finish_v1(p_namespace, p_now, s.seqs, s.to_states, s.codes, s.results, s.errors,

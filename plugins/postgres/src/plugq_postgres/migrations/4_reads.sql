@@ -2,7 +2,7 @@
 CREATE FUNCTION get_v1(p_namespace integer, p_clock double precision, p_queues bytea[],
     p_ids bytea[], p_body boolean)
 RETURNS TABLE (
-    n bigint, now double precision, queue_name bytea, task_name bytea, seq bigint, queue integer,
+    n bigint, now double precision, queue_name bytea, task_name bytea, place bigint, queue integer,
     id bytea, task integer, state smallint, generation bigint, submission bytea, priority bigint,
     lane bytea, batch bytea, attempt bigint, max_attempts bigint, crashes bigint, token bigint,
     worker bytea, submitted_at double precision, ready_at double precision, started_at double
@@ -20,14 +20,14 @@ BEGIN
     FROM unnest(p_queues, p_ids) WITH ORDINALITY AS s (queue, id, n)
         JOIN queue q ON q.namespace = p_namespace AND q.name = s.queue
         CROSS JOIN LATERAL (
-            SELECT a.seq, a.queue, a.id, a.task, a.state, a.generation, a.submission, a.priority, a.lane,
+            SELECT a.place, a.queue, a.id, a.task, a.state, a.generation, a.submission, a.priority, a.lane,
             a.batch, a.attempt, a.max_attempts, a.crashes, a.token, a.worker, a.submitted_at,
             a.ready_at, a.started_at, a.finished_at, a.expires_at, a.deadline_at, a.lease_until,
             a.cancel, a.progress, a.code, a.result_ttl, a.history, a.result, CASE WHEN p_body THEN
             a.body END
             FROM job a WHERE a.queue = q.id AND a.id = s.id
             UNION ALL
-            SELECT a.seq, a.queue, a.id, a.task, a.state, a.generation, a.submission, a.priority, a.lane,
+            SELECT a.place, a.queue, a.id, a.task, a.state, a.generation, a.submission, a.priority, a.lane,
             a.batch, a.attempt, a.max_attempts, a.crashes, a.token, a.worker, a.submitted_at,
             a.ready_at, a.started_at, a.finished_at, a.expires_at, a.deadline_at, a.lease_until,
             a.cancel, a.progress, a.code, a.result_ttl, a.history, a.result, CASE WHEN p_body THEN
@@ -41,12 +41,12 @@ END $$;
 CREATE FUNCTION oldest_v1(p_queue integer) RETURNS double precision LANGUAGE sql STABLE AS $$
     WITH RECURSIVE level (priority, ready_at) AS (
         (SELECT priority, ready_at FROM job WHERE queue = p_queue AND state = 1 AND eligible = 1
-            ORDER BY priority DESC, ready_at, seq LIMIT 1)
+            ORDER BY priority DESC, ready_at, place LIMIT 1)
         UNION ALL
         SELECT n.priority, n.ready_at FROM level CROSS JOIN LATERAL (
             SELECT job.priority, job.ready_at FROM job WHERE job.queue = p_queue AND state = 1
                 AND eligible = 1 AND job.priority < level.priority
-            ORDER BY job.priority DESC, job.ready_at, job.seq LIMIT 1
+            ORDER BY job.priority DESC, job.ready_at, job.place LIMIT 1
         ) n
     )
     SELECT min(ready_at) FROM level
