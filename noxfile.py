@@ -30,6 +30,8 @@ MUTATED = {
         ["unit/test_schedule.py"],
     ),
 }
+#: The plugin of somebody outside the project.
+EXAMPLE = ROOT / "examples" / "plugq-lmdb"
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/[!_]*/pyproject.toml"))
 
 
@@ -176,6 +178,27 @@ def wheels(session: nox.Session) -> None:
     # Only now: the test tools bring libraries which would hide an undeclared dependency.
     install(session, "test")
     session.run("python", "-m", "pytest", "-m", "wheels", "tests/packaging")
+
+
+@nox.session(requires=["build"], reuse_venv=False)
+def example(session: nox.Session) -> None:
+    """Install the example plugin beside what was built, as its author would, and prove it."""
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    pip = ("python", "-m", "pip")
+    session.run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(EXAMPLE))
+    # First without the index, so that nobody else's distribution of the same name is taken.
+    session.install("--no-index", "--no-deps", "--find-links", str(DIST), "plugq")
+    session.install("--find-links", str(DIST), "plugq[testing]", *map(str, folder.glob("*.whl")))
+    session.run(*pip, "check")
+    listed = session.run("plugq", "plugins", silent=True) or ""
+    if EXAMPLE.name not in listed:
+        session.error(f"plugq does not find the plugin by its entry point: {listed}")
+    session.run("python", "-m", "pytest", str(EXAMPLE / "tests"))
+    # A copy, as the jobs lie beside their configuration.
+    shutil.copy(EXAMPLE / "demo.toml", folder)
+    session.run("plugq", "demo", "--config", str(folder / "demo.toml"), "--jobs", "300")
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,35 @@ class Slow(MemoryStorage):
     async def submit(self, jobs):
         import asyncio
         await asyncio.Event().wait()
+
+class Noisy(MemoryStorage):
+    async def submit(self, jobs):
+        import logging, os
+        print("by Python")
+        os.write(1, b"by C\\n")
+        logging.getLogger("driver").error("by a logger")
+        return await super().submit(jobs)
+
+class Ends(MemoryStorage):
+    async def start(self):
+        raise SystemExit("it has had enough")
+
+class Interrupts(MemoryStorage):
+    async def submit(self, jobs):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGINT)
+        return await super().submit(jobs)
+
+class StartHangs(MemoryStorage):
+    async def start(self):
+        import asyncio
+        await asyncio.Event().wait()
+
+class LeavesAThread(MemoryStorage):
+    async def start(self):
+        import threading
+        threading.Thread(target=threading.Event().wait).start()
+        await super().start()
 
 class Neither:
     pass
@@ -107,7 +137,7 @@ def test_levels_are_chosen(shell: Shell) -> None:
 
 
 def test_what_is_not_declared_is_skipped_and_counted(shell: Shell) -> None:
-    run = shell.run("conformance", "memory", "-k", "Processes or claim_each_job_once or outlasts")
+    run = shell.run("conformance", "memory", "-k", "opened_by_several or outlasts")
     assert "  skipped: not declared: durable (1 test)" in run.stdout
     assert "  skipped: not declared: shared_processes (" in run.stdout
 
@@ -120,7 +150,7 @@ def test_a_run_in_which_nothing_ran_is_no_success(shell: Shell) -> None:
 
 
 def test_sqlite_with_its_processes(shop: Shell) -> None:
-    run = shop.run("conformance", "sqlite", "-k", "each_job_once or outlasts or hosts")
+    run = shop.run("conformance", "sqlite", "-k", "opened_by_several or outlasts or hosts")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "durable               declared and held" in run.stdout
     assert "shared_processes      declared and held" in run.stdout
@@ -183,6 +213,43 @@ def test_a_plugin_that_hangs_ends(shell: Shell) -> None:
     assert "it did not end within 0.5 s: the plugin hangs" in run.stdout
 
 
+def test_a_plugin_whose_start_hangs_is_not_asked_for_longer_than_a_test(shell: Shell) -> None:
+    shell.write("broken.py", BROKEN)
+    run = shell.run("conformance", "broken:StartHangs", "-k", "a_skip_is_final", "--timeout", "0.5")
+    assert run.returncode == 1
+    assert "it did not end within 0.5 s: the plugin hangs" in run.stdout
+
+
+def test_a_thread_that_a_plugin_leaves_does_not_keep_the_command(shell: Shell) -> None:
+    shell.write("broken.py", BROKEN)
+    run = shell.run("conformance", "broken:LeavesAThread", "-k", "a_skip_is_final")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1].startswith("conforms in what was tried: ")
+
+
+def test_what_a_plugin_says_is_not_in_the_report(shell: Shell) -> None:
+    shell.write("broken.py", 'print("at its import")\n' + BROKEN)
+    run = shell.run("conformance", "broken:Noisy", "-k", "a_skip_is_final", "--json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert json.loads(run.stdout)["conforms"] is True
+    assert run.stderr == ""
+
+
+def test_a_plugin_that_ends_the_process_fails(shell: Shell) -> None:
+    shell.write("broken.py", BROKEN)
+    run = shell.run("conformance", "broken:Ends", "-k", "a_skip_is_final")
+    assert run.returncode == 1
+    assert "    SystemExit: it has had enough" in run.stdout.splitlines()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no such signal")
+def test_ctrl_c_ends_the_run_without_a_word(shell: Shell) -> None:
+    shell.write("broken.py", BROKEN)
+    run = shell.run("conformance", "broken:Interrupts", "-k", "a_skip_is_final")
+    assert run.returncode == 130
+    assert run.stdout + run.stderr == ""
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="nothing breaks it off there")
 def test_a_plugin_that_blocks_the_loop_ends(shell: Shell) -> None:
     shell.write(
@@ -208,6 +275,7 @@ def test_a_limiter_of_plugq(shell: Shell) -> None:
         run = shell.run("conformance", *arguments)
         assert run.returncode == 0, run.stdout + run.stderr
         assert run.stdout.splitlines()[-1] == "conforms"
+    assert list(shell.folder.iterdir()) == []
 
 
 def test_a_contract_of_an_author(shell: Shell) -> None:
@@ -239,6 +307,8 @@ def test_a_contract_of_an_author(shell: Shell) -> None:
         (("memory", "-o", "colour"), "'colour' is no option; write it as KEY=VALUE"),
         (("memory", "-k", "a and"), "memory can not be run: "),
         (("missing.py",), "missing.py is not there"),
+        (("broken.py",), "broken.py has no tests; write a subclass of a contract"),
+        (("ends.py",), "ends.py can not be run: SystemExit: 3"),
         (("raises.py",), "raises.py can not be collected: RuntimeError: boom"),
         (("test_mine.py::TestOther",), "test_mine.py::TestOther can not be run: not found"),
         (("test_mine.py", "-o", "a=1"), "takes no options"),
@@ -247,6 +317,7 @@ def test_a_contract_of_an_author(shell: Shell) -> None:
 def test_mistakes(shell: Shell, arguments: tuple[str, ...], said: str) -> None:
     shell.write("broken.py", BROKEN)
     shell.write("raises.py", 'raise RuntimeError("boom\\nsecond line")\n')
+    shell.write("ends.py", "raise SystemExit(3)\n")
     shell.write("test_mine.py", AUTHORS)
     refused(shell, said, *arguments)
 

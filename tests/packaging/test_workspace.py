@@ -21,6 +21,7 @@ TOOLS = WORKSPACE["tool"]
 VERSION = CORE["project"]["version"]
 PLUGIN_FOLDERS = [f"plugins/{name}" for name in PLUGINS]
 DISTRIBUTIONS = ["core", *PLUGIN_FOLDERS]
+EXAMPLE = "examples/plugq-lmdb"
 
 
 def test_core_has_an_extra_for_each_plugin_at_its_own_version() -> None:
@@ -46,7 +47,8 @@ def test_the_tools_know_every_distribution() -> None:
     assert TOOLS["importlinter"]["root_packages"] == packages
     assert TOOLS["coverage"]["run"]["source_pkgs"] == packages
     assert TOOLS["mypy"]["mypy_path"] == [
-        f"$MYPY_CONFIG_FILE_DIR/{folder}/src" for folder in (*DISTRIBUTIONS, "plugins/_template")
+        f"$MYPY_CONFIG_FILE_DIR/{folder}/src"
+        for folder in (*DISTRIBUTIONS, "plugins/_template", EXAMPLE)
     ]
     assert [(s["name"], s["path"]) for s in TOOLS["towncrier"]["section"]] == [
         ("plugq", ""),
@@ -88,3 +90,21 @@ def test_a_plugin_is_named_for_its_folder_and_needs_this_core(folder: str) -> No
 @pytest.mark.parametrize("folder", DISTRIBUTIONS)
 def test_every_distribution_carries_the_licence(folder: str) -> None:
     assert (ROOT / folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_example_plugin_imports_only_what_plugins_may() -> None:
+    (contract,) = [
+        contract
+        for contract in TOOLS["importlinter"]["contracts"]
+        if contract["name"] == "plugins import only public modules of core"
+    ]
+    imported = {
+        name
+        for path in (ROOT / EXAMPLE).rglob("*.py")
+        for name in re.findall(
+            r"^\s*(?:from|import) ([\w.]+)", path.read_text("utf-8"), re.MULTILINE
+        )
+    }
+    assert "plugq.protocols" in imported
+    for forbidden in [*contract["forbidden_modules"], *(f"plugq_{name}" for name in PLUGINS)]:
+        assert not {name for name in imported if f"{name}.".startswith(f"{forbidden}.")}

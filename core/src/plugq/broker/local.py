@@ -12,6 +12,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from plugq import failpoints
 from plugq.broker.budgets import Budgets
 from plugq.broker.coalesce import Coalescer
 from plugq.broker.dispatch import (
@@ -237,8 +238,12 @@ class LocalBroker(Lifecycle):
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs; calls under way at one time share one call of the storage."""
+        if failpoints.ARMED:
+            failpoints.hit("broker.submit.before")
         began = self._reports.now()
         replies = await self._submits.call(jobs)
+        if failpoints.ARMED:
+            failpoints.hit("broker.submit.after")
         self._reports.submitted(jobs, replies, began)
         delays = [
             job.delay
@@ -286,7 +291,11 @@ class LocalBroker(Lifecycle):
         asked = None if asked is None else self._limits.budgets.prepare(asked, sent)
         began = self._reports.now()
         try:
+            if failpoints.ARMED:
+                failpoints.hit("broker.settle.before")
             replies, claimed = await self._storage.settle(settlements, asked)
+            if failpoints.ARMED:
+                failpoints.hit("broker.settle.after")
         except BaseException:
             if lent is not None:
                 self._handle(Returned(lent.key))
@@ -319,7 +328,11 @@ class LocalBroker(Lifecycle):
     ) -> Sequence[RenewReply]:
         """Extend leases."""
         began = self._reports.now()
+        if failpoints.ARMED:
+            failpoints.hit("broker.renew.before")
         replies = await self._storage.renew(leases, lease=lease, holder=holder)
+        if failpoints.ARMED:
+            failpoints.hit("broker.renew.after")
         self._reports.renewed(leases, replies, began)
         return replies
 
@@ -355,7 +368,11 @@ class LocalBroker(Lifecycle):
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
         began = self._reports.now()
+        if failpoints.ARMED:
+            failpoints.hit("broker.edit.before")
         replies = await self._storage.edit(edit)
+        if failpoints.ARMED:
+            failpoints.hit("broker.edit.after")
         self._reports.edited(edit, replies, began)
         return replies
 
@@ -470,7 +487,11 @@ class LocalBroker(Lifecycle):
         sent = self._clock.monotonic()
         request = self._limits.budgets.prepare(request, sent)
         try:
+            if failpoints.ARMED:
+                failpoints.hit("broker.claim.before")
             reply = await self._storage.claim(request)
+            if failpoints.ARMED and reply.leases:
+                failpoints.hit("broker.claim.after")
         except PlugqError as error:
             self._fail(key, error)
         except Exception as error:

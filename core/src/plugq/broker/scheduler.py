@@ -24,6 +24,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from plugq import failpoints
 from plugq.broker.agenda import Agenda
 from plugq.broker.announce import announce, tell
 from plugq.broker.ticks import (
@@ -351,7 +352,13 @@ class Scheduler:
                 found |= await self._send_group(group)
                 group = {}
             group[name] = some
-        return found | await self._send_group(group) if group else found
+        if group:
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.noted")
+            found |= await self._send_group(group)
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.submitted")
+        return found
 
     async def _send_group(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from plugq import failpoints
 from plugq.protocols.storage import RegisterChange, SweepReply, SweepRequest
 from plugq.schedule.stored import NEWS
 
@@ -140,7 +141,11 @@ class Sweeper:
             deadline_grace=self._deadline_grace,
         )
         began = self._clock.time()
+        if failpoints.ARMED:
+            failpoints.hit("sweeper.sweep.before")
         reply = await self._storage.sweep(request)
+        if failpoints.ARMED:
+            failpoints.hit("sweeper.sweep.after")
         self._rounds += 1
         if reply.changes:
             self._report(reply.changes, began)

@@ -50,17 +50,14 @@ def submit(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[SubmitRe
     replies: list[SubmitReply] = []
     for job in jobs:
         queue = table.queues[job.queue]
-        replies.append(_judge(table, queue, job, now) or _store(table, queue, job, now))
+        replies.append(_judge(queue, job, now) or _store(table, queue, job, now))
     return replies
 
 
-def _judge(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitReply | None:
+def _judge(queue: Queue, job: NewJob, now: float) -> SubmitReply | None:
     """Return why a job is not stored, ``None`` if it is to be."""
     record = queue.jobs.get(job.id)
-    if record is not None and record.expired(now):
-        table.remove(record)
-        record = None
-    if record is not None:
+    if record is not None and not record.expired(now):
         cancelled = record.state is _CANCELLED
         if record.job.submission == job.submission:
             status = SubmitStatus.DUPLICATE if cancelled else SubmitStatus.ACCEPTED
@@ -87,7 +84,7 @@ def _refusal(table: JobTable, jobs: Sequence[NewJob], now: float) -> list[Submit
     for job in jobs:
         queue = table.queues[job.queue]
         identity = (job.queue, job.id)
-        reply = None if identity in stored else _judge(table, queue, job, now)
+        reply = None if identity in stored else _judge(queue, job, now)
         if reply is not None:
             replies.append(reply)
             continue
@@ -117,7 +114,8 @@ def _store(table: JobTable, queue: Queue, job: NewJob, now: float) -> SubmitRepl
     generation = 0
     former = queue.jobs.get(job.id)
     if former is not None:
-        generation = former.generation + 1
+        if not former.expired(now):
+            generation = former.generation + 1
         table.remove(former)
     record = Record(job, queue, table.next_sequence(), generation)
     record.submitted_at = now

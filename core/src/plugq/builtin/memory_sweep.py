@@ -28,8 +28,10 @@ def sweep(table: JobTable, request: SweepRequest, now: float) -> SweepReply:
         table.finish(record, _FAILED, now, "deadline")
         record.finished_at = record.deadline_at
         changes.append(_change(record, Event.DEADLINE))
+    left = limit
     for queue in table.queues.values():
-        due = table.promote(queue, now, limit)
+        due = table.promote(queue, now, left)
+        left -= len(due)
         changes += [_change(record, Event.DUE) for record in due]
     _apply_retention(table, limit, changes, now)
     table.expire_keys(now, limit)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import logging
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +23,13 @@ from plugq.config import load_config
 from plugq.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from plugq.testing.conformance.report import Result, Run
     from plugq.testing.conformance.target import Target
 
+#: Seconds in which the threads of a plugin have to end once its tests are over.
+_LINGER = 2.0
 _LEVELS = ("semantics", "concurrency", "crash", "cost")
 
 
@@ -84,7 +91,8 @@ def conformance(
     The tests write into stores of their own names and folders. Do not point them at a database
     that is in use. Needs the extra plugq[testing].
     """
-    log_to_stderr()
+    # What a plugin says while it is being provoked is told only to those who want to see it all.
+    log_to_stderr(level=logging.WARNING if verbose else logging.CRITICAL)
     _require_extra()
     from plugq.testing.conformance.session import run
     from plugq.testing.conformance.target import find
@@ -93,8 +101,9 @@ def conformance(
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    found = find(target, {**_configured(file, target), **_typed(options)}, Path(folder))
-    with progress(f"testing {safe(found.title)}", 0) as show:
+    with _silent():
+        found = find(target, {**_configured(file, target), **_typed(options)}, Path(folder))
+    with progress(f"testing {safe(found.title)}", 0) as show, _silent():
         came = run(
             found,
             levels=[Level(name) for name in levels],
@@ -106,12 +115,38 @@ def conformance(
         print_json(_document(found, came))
     else:
         _print(found, came, verbose=verbose)
-    if came.hung:
+    if came.hung or not _threads_end():
         # A thread that hangs would keep the interpreter from ending.
         sys.stdout.flush()
         os._exit(0 if came.conforms else FAILED)
     if not came.conforms:
         ctx.exit(FAILED)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what a plugin prints, also from C or from a process of its own, out of the report."""
+    with contextlib.ExitStack() as until:
+        with contextlib.suppress(OSError):  # where there is no standard output
+            kept = os.dup(1)
+            until.callback(os.close, kept)
+            until.callback(os.dup2, kept, 1)
+            sink = os.open(os.devnull, os.O_WRONLY)
+            until.callback(os.close, sink)
+            os.dup2(sink, 1)
+        until.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield
+
+
+def _threads_end() -> bool:
+    """Return whether nothing that a plugin began keeps the interpreter from ending."""
+    end = time.monotonic() + _LINGER
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, end - time.monotonic()))
+            if thread.is_alive():
+                return False
+    return True
 
 
 def _require_extra() -> None:

@@ -90,6 +90,7 @@ def log_to_stderr(*, level: int = logging.WARNING, tracebacks: bool = False) -> 
     for handler in ours:
         root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(level)
     handler.setFormatter(_Lines(tracebacks=tracebacks or debugging()))
     if level > logging.INFO:
         handler.addFilter(_not_of_loops)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from plugq import failpoints
 from plugq.client.announced import Announcements
 from plugq.client.batches import Batch, Batches
 from plugq.client.completion import check_handles, completed
@@ -521,7 +522,12 @@ class Client(Lifecycle):
         )
 
     async def _send(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
-        return await self._requests.submit(jobs)
+        if failpoints.ARMED:
+            failpoints.hit("client.submit.before")
+        replies = await self._requests.submit(jobs)
+        if failpoints.ARMED:
+            failpoints.hit("client.submit.after")
+        return replies
 
     async def _ask(self, verb: Callable[[], Awaitable[R]]) -> R:
         return await self._requests.ask(verb)

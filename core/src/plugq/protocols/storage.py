@@ -73,8 +73,9 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     ``submission`` is random and the same in every re-sending of one submission. ``body`` is
     opaque. ``run_at`` and ``deadline_at`` are absolute, ``delay`` and ``deadline_in`` count from
     the storage's now; a ``run_at`` that has passed counts as now. A ttl of ``None`` means for
-    ever. ``not_after`` refuses the job once the storage's clock has passed it. ``origin`` is the
-    peer to be told when the job ends.
+    ever. A time that is NaN is refused with :class:`~plugq.errors.InvalidJob`. ``not_after``
+    refuses the job once the storage's clock has passed it. ``origin`` is the peer to be told when
+    the job ends.
     """
 
     queue: str
@@ -201,10 +202,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """Ends an attempt.
 
     ``delay`` is the retry, snooze or release delay; ``at`` stands in its place for a retry at a
-    moment. ``error`` goes into the history; the storage fills in its worker and times. ``code``
-    is kept as the reason of the final state; a release with the code ``unknown_task`` is counted
-    in ``Lease.unknown``. ``task``, ``attempt``, ``lane`` and ``batch`` are those of the lease, for
-    whoever tells of it; a storage does not read them.
+    moment; NaN is refused with :class:`~plugq.errors.InvalidJob`. ``error`` goes into the history;
+    the storage fills in its worker and times. ``code`` is kept as the reason of the final state; a
+    release with the code ``unknown_task`` is counted in ``Lease.unknown``. ``task``, ``attempt``,
+    ``lane`` and ``batch`` are those of the lease, for whoever tells of it; a storage does not read
+    them.
     """
 
     queue: str

@@ -6,11 +6,15 @@ from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.capabilities import Capabilities
 from plugq.testing.contract.clocks import Clocks
+from plugq.testing.contract.cost import Cost
+from plugq.testing.contract.crashes import Crashes
+from plugq.testing.contract.crowds import Crowds
 from plugq.testing.contract.edges import Edges
 from plugq.testing.contract.ending import Ending
 from plugq.testing.contract.events import Events
 from plugq.testing.contract.fencing import Fencing
 from plugq.testing.contract.figures import Figures
+from plugq.testing.contract.histories import Histories
 from plugq.testing.contract.hostile import Hostile
 from plugq.testing.contract.index import Index
 from plugq.testing.contract.interrupted import Interruptions
@@ -23,13 +27,15 @@ from plugq.testing.contract.moves import Moves
 from plugq.testing.contract.order import Order
 from plugq.testing.contract.outage import Outages
 from plugq.testing.contract.parks import Parks
-from plugq.testing.contract.payloads import Cost, Payloads
+from plugq.testing.contract.payloads import Payloads
 from plugq.testing.contract.processes import Processes
 from plugq.testing.contract.registers import Registers
+from plugq.testing.contract.repetition import Repetition
 from plugq.testing.contract.restoring import Restoring
 from plugq.testing.contract.retaining import Retaining
 from plugq.testing.contract.retention import Deadlines, Retention
 from plugq.testing.contract.settling import Settling
+from plugq.testing.contract.sharing import Sharing
 from plugq.testing.contract.signals import Signals
 from plugq.testing.contract.steering import Steering
 from plugq.testing.contract.submission import Submission
@@ -48,6 +54,7 @@ class StorageContract(
     Fencing,
     Leases,
     Leasehold,
+    Repetition,
     Limits,
     Budgets,
     Parks,
@@ -72,10 +79,14 @@ class StorageContract(
     Time,
     Clocks,
     Payloads,
+    Crowds,
+    Sharing,
     Processes,
     Hostile,
     Capabilities,
+    Crashes,
     Cost,
+    Histories,
 ):
     """What every storage does, as tests.
 
@@ -96,6 +107,11 @@ class StorageContract(
     directory. Tests of a capability that the class does not declare are skipped by name, and so
     are those of outages unless the class has the hook ``outage`` as well. Each test makes its own
     scene, so they run in any order and in parallel.
+
+    Where several work at once the clock is the real one, and ``open`` is also called in other
+    threads and, for ``SHARED_PROCESSES``, in processes that make the class anew: it has to stand
+    at the top of its module and to be made without arguments. What verbs cost beside
+    ``stored`` jobs is told by CPU time unless ``work`` counts something better.
     """
 
 

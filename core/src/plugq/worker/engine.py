@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from plugq import failpoints
 from plugq.announcement import Announcer
 from plugq.envelope import open_body
 from plugq.errors import PlugqError, Undecodable
@@ -327,6 +328,8 @@ class Engine(Lifecycle):
     async def _settle(self, batch: list[_Held]) -> None:
         claim = self._claim_request() if self._parked is None else None
         settlements = [held.settlement for held in batch if held.settlement is not None]
+        if failpoints.ARMED:
+            failpoints.hit("worker.settle.before")
         try:
             replies, claimed = await self._deliver(settlements, claim)
         except BaseException:
@@ -411,6 +414,8 @@ class Engine(Lifecycle):
         self._unlisted = True
 
     def _granted(self, reply: ClaimReply, number: int) -> None:
+        if failpoints.ARMED and reply.leases:
+            failpoints.hit("worker.granted")
         self._acknowledged = max(self._acknowledged, number)
         known = 0
         now = self._clock.monotonic()

@@ -13,6 +13,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+from plugq import failpoints
 from plugq.errors import InvalidJob, Undecodable
 from plugq.protocols.serde import SerdeContext
 from plugq.worker.context import CancelReason, JobContext, _current
@@ -149,6 +150,8 @@ class Runner:
                 self._finished(attempt, stopped(attempt.lease, attempt.envelope.retry, "shutdown"))
 
     def _start(self, attempts: Sequence[Attempt]) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("worker.delivered")
         loop = asyncio.get_running_loop()
         for attempt in attempts:
             attempt.task = loop.create_task(self._run(attempt))
@@ -163,6 +166,8 @@ class Runner:
             return
         args, kwargs = arguments
         try:
+            if failpoints.ARMED:
+                failpoints.hit("worker.started")
             value = await attempt.handler.call(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             self._finish(attempt, error)
@@ -182,6 +187,8 @@ class Runner:
             return
         args, kwargs = arguments
         try:
+            if failpoints.ARMED:
+                failpoints.hit("worker.started")
             value = attempt.handler.call(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             self._finish(attempt, error)
@@ -208,6 +215,8 @@ class Runner:
         return None
 
     def _succeed(self, attempt: Attempt, value: object) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("worker.finished")
         serde = self._serdes[attempt.envelope.content_type]
         try:
             settlement = succeeded(attempt.lease, value, serde, self._result_limit)

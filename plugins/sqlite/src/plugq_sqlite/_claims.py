@@ -338,7 +338,7 @@ def _lease(
 
 def _standing(tx: Transaction, request: ClaimRequest) -> tuple[Lease, ...]:
     """Return what is left of the leases that this claim was granted."""
-    place = {name: order for order, name in enumerate(request.queues)}
+    place = {name: order for order, name in enumerate(dict.fromkeys(request.queues))}
     leases = []
     rows = tx.db.execute(_STANDING, (tx.namespace, request.worker, request.number)).fetchall()
     for row in rows:

@@ -123,7 +123,9 @@ class Lanes:
 
     def restored(self, queue: int, lane: str) -> None:
         """Note a job of the lane that was stored while running."""
-        self._change(queue, lane).running += 1
+        change = self._change(queue, lane)
+        change.running += 1
+        change.look = True
 
     def park(self, queue: int, lane: str, until: float | None) -> None:
         """Take the lane out of the ready order until it is let in again, which ``None`` does."""

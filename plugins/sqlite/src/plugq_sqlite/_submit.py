@@ -90,6 +90,7 @@ class _Submission:
         self.ids = self._stored_ids()
         self.keys = self._stored_keys()
         self.new: list[_New] = []
+        self.expired: dict[tuple[int, str], Row] = {}
         self.gone: list[Row] = []
         self.lengths: dict[int, int] = {}
         self.sequence: int = tx.sequence
@@ -129,8 +130,6 @@ class _Submission:
         replies = [
             self._judge(job, queue) for job, queue in zip(self.jobs, self.queues, strict=True)
         ]
-        # Whatever becomes of the call: what has expired is not there any more.
-        remove(self.tx, self.gone)
         if self.full or self.draining:
             # A reply that names a job of this very call stands for nothing that is stored.
             return [
@@ -148,7 +147,7 @@ class _Submission:
         tx = self.tx
         held = self.ids.get((queue.id, job.id))
         if held is not None and held.row is not None and _expired(held.row, tx.now):
-            self.gone.append(held.row)
+            self.expired[queue.id, job.id] = held.row
             del self.ids[queue.id, job.id]
             held = None
         replaces: Row | None = None
@@ -186,6 +185,10 @@ class _Submission:
         self.new.append(_New(job, queue, self.sequence, state, ready_at, generation, replaces))
         holder = _Holder(job.id, state, self.sequence, generation, None, job.submission)
         self.ids[queue.id, job.id] = holder
+        # What has expired makes room for what is stored; until then its waiters may look at it.
+        expired = self.expired.pop((queue.id, job.id), None)
+        if expired is not None:
+            self.gone.append(expired)
         if job.unique is not None:
             self.keys[queue.id, job.unique.key] = holder
 
@@ -197,6 +200,7 @@ class _Submission:
 
     def _write(self) -> None:
         tx = self.tx
+        remove(tx, self.gone)
         remove(tx, [new.replaces for new in self.new if new.replaces is not None], tell=False)
         rows = []
         for new in self.new:

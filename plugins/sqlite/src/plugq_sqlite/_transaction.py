@@ -416,6 +416,11 @@ class Transaction:
         if self._idle_exists():
             self._wake(queue, 1, "")
 
+    @property
+    def wrote(self) -> bool:
+        """Whether it has changed anything so far."""
+        return bool(self.db.total_changes != self._changes)
+
     def flush(self) -> list[Letter]:
         """Write what was counted, and return the letters to send after the commit."""
         self.tallies.write(self.db, self.now)
@@ -426,7 +431,7 @@ class Transaction:
                 [(token, queue) for queue, token in self._tokens.items()],
             )
         # A call that changed nothing writes nothing, so that an idle process costs no fsync.
-        if self.db.total_changes != self._changes:
+        if self.wrote:
             self.db.execute(
                 "UPDATE meta SET now = ?, sequence = ?, version = ?",
                 (self.now, self.sequence, self.version),

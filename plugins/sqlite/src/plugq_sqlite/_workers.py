@@ -53,8 +53,10 @@ def remember(tx: Transaction, request: ClaimRequest, known: Numbers) -> None:
     known.add(request.number)
     bits = known.granted
     tx.db.execute(
-        "INSERT OR REPLACE INTO worker (namespace, name, peer, number, granted, until) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO worker (namespace, name, peer, number, granted, until) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET peer = excluded.peer, "
+        "number = excluded.number, granted = excluded.granted, "
+        "until = max(until, excluded.until)",
         (
             tx.namespace,
             request.worker,

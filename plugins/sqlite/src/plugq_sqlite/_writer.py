@@ -20,6 +20,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from plugq import failpoints
 from plugq.errors import ConfigError, PlugqError, Unavailable
 from plugq.protocols.storage import BACKLOG
 from plugq_sqlite._events import RESYNC, datagrams
@@ -455,12 +456,18 @@ class Writer:
             if not isinstance(error, sqlite3.Error | PlugqError | OverflowError | UnicodeError):
                 self._options.logger.exception("a call failed unexpectedly")
             return nothing, [], fault(error, self._path), True
+        # What changed nothing commits nothing.
+        wrote = failpoints.ARMED and tx.wrote
+        if wrote:
+            failpoints.hit("storage.commit.before")
         try:
             db.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(db)
             self._call_soon(losers)
             return nothing, [], unfinished(error, self._path), False
+        if wrote:
+            failpoints.hit("storage.commit.after")
         self._call_soon(losers)
         self._missed.clear()
         self._looked = time.monotonic()

@@ -82,7 +82,7 @@ class OnTransactional(Sound):
 
 CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     Durable: ("what_was_acknowledged_outlasts_its_process",),
-    SharedByProcesses: ("processes_claim_each_job_once",),
+    SharedByProcesses: ("a_new_store_may_be_opened_by_several_at_once",),
     SharedByHosts: (
         "a_store_of_several_hosts_is_in_no_folder",
         "what_hosts_share_processes_share",

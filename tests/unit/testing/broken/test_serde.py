@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from plugq.builtin.json import JsonOptions, JsonSerde
@@ -541,6 +542,18 @@ def test_what_a_serde_says_it_carries_has_to_come_back() -> None:
     assert run(TypedSubject(AddsZones), name) is not None
     assert run(TypedSubject(Sound), name) is not None
     assert run(Subject(AddsZones), "a_type_comes_back_or_is_named") is not None
+
+
+def test_a_profile_of_few_values_lets_no_broken_serde_pass() -> None:
+    name = "plain_values_come_back_as_they_are"
+    before = settings.get_current_profile_name()
+    settings.register_profile("few", max_examples=1, phases=[Phase.explicit])
+    settings.load_profile("few")
+    try:
+        assert run(Subject(Sound), name) is None
+        assert run(Subject(RoundsNumbers), name) is not None
+    finally:
+        settings.load_profile(before)
 
 
 WITHOUT = """

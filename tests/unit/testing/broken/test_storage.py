@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from math import floor, inf
 from typing import Any, ClassVar
@@ -67,6 +67,7 @@ from plugq.protocols import (
     SweepReply,
     SweepRequest,
     UniqueKey,
+    UniqueMode,
 )
 from plugq.protocols.edits import JobEdit
 from plugq.testing import StorageContract
@@ -1878,6 +1879,325 @@ class RestoresLongAfterTheEnd(MemoryStorage):
         )
 
 
+class RemovesForWhatItDoesNotStore(MemoryStorage):
+    """Any submission of its id takes away a job whose retention has passed."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        for job in jobs:
+            record = self._jobs.find(job.queue, job.id)
+            if record is not None and record.expired(self._clock.time()):
+                self._jobs.remove(record)
+        return await super().submit(jobs)
+
+
+class RestoresBesideTheLane(MemoryStorage):
+    """A restored job that runs takes no place in its lane."""
+
+    async def restore(self, jobs: Sequence[JobRecord]) -> None:
+        await super().restore(jobs)
+        for queue in self._jobs.queues.values():
+            for name, lane in list(queue.lanes.items()):
+                lane.running = 0
+                queue._elect(name, lane)
+
+
+class RepeatsInAnotherOrder(MemoryStorage):
+    """A claim that is asked again gives its leases by name."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        worker = self._jobs.claims.worker(request.worker)
+        known = request.number in worker.claims
+        reply = await super().claim(request)
+        if not known:
+            return reply
+        leases = sorted(reply.leases, key=lambda lease: (lease.queue, lease.id))
+        return replace(reply, leases=tuple(leases))
+
+
+class SweepsTwiceAsMuch(MemoryStorage):
+    """The limit of a sweep is taken for half of it."""
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        return await super().sweep(replace(request, limit=2 * request.limit))
+
+
+class KnowsOnlyTheLastClaim(MemoryStorage):
+    """An earlier claim of the same worker that is asked again is granted something new."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        worker = self._jobs.claims.worker(request.worker)
+        for number in [known for known in worker.claims if known != request.number]:
+            del worker.claims[number]
+        return await super().claim(request)
+
+
+class KnowsOnlyTheHighestClaim(MemoryStorage):
+    """A claim that was overtaken is served and not remembered."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        worker = self._jobs.claims.worker(request.worker)
+        highest = max(worker.claims, default=0)
+        if request.number < highest:
+            worker.claims.pop(request.number, None)
+        return await super().claim(request)
+
+
+class ForgetsClaimsByTime(MemoryStorage):
+    """A claim is forgotten a while after it was made, whether its leases stand or not."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        worker = self._jobs.claims.worker(request.worker)
+        made = worker.claims.get(request.number)
+        if made is not None and any(
+            record.started_at is not None and self._now() > record.started_at + 2 * request.lease
+            for record in made.standing()
+        ):
+            del worker.claims[request.number]
+        return await super().claim(request)
+
+
+class ForgetsAWorkerByItsFirstClaim(MemoryStorage):
+    """When one claim of a worker is forgotten all of them are, unless they hold leases."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        with self._forgetting():
+            return await super().claim(request)
+
+    async def sweep(self, request: SweepRequest) -> SweepReply:
+        with self._forgetting():
+            return await super().sweep(request)
+
+    @contextlib.contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        workers = self._jobs.claims._workers
+        counts = {name: len(worker.claims) for name, worker in workers.items()}
+        yield
+        for name, count in counts.items():
+            worker = workers.get(name)
+            if worker is not None and len(worker.claims) < count and not worker.live:
+                del workers[name]
+
+
+class GivesBackOneClaim(MemoryStorage):
+    """Of what a holder never received only that of its last claim is released."""
+
+    async def renew(
+        self, leases: Sequence[LeaseRef], *, lease: float, holder: Holder | None = None
+    ) -> Sequence[RenewReply]:
+        if holder is not None:
+            worker = self._jobs.claims.worker(holder.worker)
+            others = [
+                LeaseRef(record.job.queue, record.job.id, record.token)
+                for made in worker.live.values()
+                if made.number != holder.number
+                for record in made.standing()
+            ]
+            replies = await super().renew([*leases, *others], lease=lease, holder=holder)
+            return replies[: len(leases)]
+        return await super().renew(leases, lease=lease, holder=holder)
+
+
+class RemembersThatATaskWasUnknown(MemoryStorage):
+    """The count of unknown tasks goes on after a worker has run the job."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        records = [self._jobs.find(each.queue, each.id) for each in settlements]
+        counts = [0 if record is None else record.unknown for record in records]
+        replies, _ = await super().settle(settlements)
+        for record, count in zip(records, counts, strict=True):
+            if record is not None:
+                record.unknown = max(record.unknown, count)
+        return replies, None if claim is None else await self.claim(claim)
+
+
+class TakesAMomentForAnyDelay(MemoryStorage):
+    """A snooze and a release wait until the moment that is meant for retries."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        now = self._now()
+        changed = [
+            each if each.at is None else replace(each, delay=each.at - now) for each in settlements
+        ]
+        return await super().settle(changed, claim)
+
+
+class KeepsTheObjectsOfItsCallers(MemoryStorage):
+    """What is stored changes with the mapping that the caller has handed over."""
+
+    async def renew(
+        self, leases: Sequence[LeaseRef], *, lease: float, holder: Holder | None = None
+    ) -> Sequence[RenewReply]:
+        replies = await super().renew(leases, lease=lease, holder=holder)
+        for ref in leases:
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and ref.progress is not None:
+                record.progress = ref.progress
+        return replies
+
+
+class IgnoresNewsOfTheCancelled(MemoryStorage):
+    """A job that is to be cancelled makes no progress any more."""
+
+    async def renew(
+        self, leases: Sequence[LeaseRef], *, lease: float, holder: Holder | None = None
+    ) -> Sequence[RenewReply]:
+        kept = []
+        for ref in leases:
+            record = self._jobs.find(ref.queue, ref.id)
+            cancelled = record is not None and record.cancel_requested
+            kept.append(replace(ref, progress=None) if cancelled else ref)
+        return await super().renew(kept, lease=lease, holder=holder)
+
+
+class PassesOverTheFirstOfALane(MemoryStorage):
+    """When only one of a lane may run any more it is not the first."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        replies = await super().edit(edit)
+        for settings in edit.settings if isinstance(edit, Configure) else ():
+            waiting = [
+                record
+                for record in self._jobs.queues[settings.queue].jobs.values()
+                if record.state is JobState.QUEUED and record.job.lane is not None
+            ]
+            if settings.lane_max_running == 1 and waiting:
+                first = min(waiting, key=lambda record: (record.order, record.sequence))
+                first.ready_at += 60.0
+                self._jobs.reprioritise(first, first.job.priority)
+        return replies
+
+
+class RemembersCrashes(MemoryStorage):
+    """A job that is queued again by an operator has used up its crashes."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        if not isinstance(edit, Redrive):
+            return await super().edit(edit)
+        records = [self._jobs.find(ref.queue, ref.id) for ref in edit.refs]
+        counts = [0 if record is None else record.crashes for record in records]
+        replies = await super().edit(edit)
+        for record, count in zip(records, counts, strict=True):
+            if record is not None:
+                record.crashes = count
+        return replies
+
+
+class HoldsRedrivenKeysForEver(MemoryStorage):
+    """A throttle key that a redrive has taken again is never free."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        replies = await super().edit(edit)
+        for ref in edit.refs if isinstance(edit, Redrive) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.job.unique is not None:
+                record.queue.hold(record, record.job.unique.key, None)
+        return replies
+
+
+class RetakesOnlyLastingKeys(MemoryStorage):
+    """A job that is redriven does not hold a key that its start would free."""
+
+    async def edit(self, edit: Edit) -> Sequence[EditReply]:
+        replies = await super().edit(edit)
+        for ref in edit.refs if isinstance(edit, Redrive) else ():
+            record = self._jobs.find(ref.queue, ref.id)
+            if record is not None and record.job.unique is not None:
+                record.queue.free(record, UniqueMode.UNTIL_STARTED)
+        return replies
+
+
+class TakesWhatComesBackForNew(MemoryStorage):
+    """What a holder gives back goes to the end of its queue and has never crashed."""
+
+    async def renew(
+        self, leases: Sequence[LeaseRef], *, lease: float, holder: Holder | None = None
+    ) -> Sequence[RenewReply]:
+        if holder is not None:
+            for made in self._jobs.claims.worker(holder.worker).live.values():
+                for record in made.standing():
+                    record.ready_at = self._now()
+                    record.crashes = 0
+        return await super().renew(leases, lease=lease, holder=holder)
+
+
+class KeepsAttemptsOfTheCancelled(MemoryStorage):
+    """An attempt that a cancelled job was given and did not run is counted."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        replies, _ = await super().settle(settlements)
+        for each, reply in zip(settlements, replies, strict=True):
+            record = self._jobs.find(each.queue, each.id)
+            if record is not None and reply.state is JobState.CANCELLED:
+                record.attempt += each.outcome in {Outcome.RELEASE, Outcome.SNOOZE}
+        return replies, None if claim is None else await self.claim(claim)
+
+
+class ForgivesCrashes(MemoryStorage):
+    """Whoever settles an attempt makes good what the job did to the workers before."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], claim: ClaimRequest | None = None
+    ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
+        replies, _ = await super().settle(settlements)
+        for each, reply in zip(settlements, replies, strict=True):
+            record = self._jobs.find(each.queue, each.id)
+            if record is not None and not reply.lost:
+                record.crashes = 0
+        return replies, None if claim is None else await self.claim(claim)
+
+
+class HearsOnlyOneDeadline(MemoryStorage):
+    """Of two deadlines the one that counts from now hides the other."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        return await super().submit(
+            [job if job.deadline_in is None else replace(job, deadline_at=None) for job in jobs]
+        )
+
+
+class IsContentWithTheOverdue(MemoryStorage):
+    """A claim that has met a job past its deadline grants nothing and says no more."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        now = self._now()
+        for name in request.queues:
+            queue = self._jobs.queues.get(name)
+            if queue is not None and any(
+                record.deadline_at is not None and record.deadline_at <= now
+                for record in queue.jobs.values()
+                if record.state is JobState.QUEUED
+            ):
+                return ClaimReply(leases=(), now=now)
+        return await super().claim(request)
+
+
+class RepeatsLittleOfALease(MemoryStorage):
+    """A repeated claim says the names and tokens again, and forgets the rest."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        known = request.number in self._jobs.claims.worker(request.worker).claims
+        reply = await super().claim(request)
+        if not known:
+            return reply
+        leases = [replace(lease, generation=0, unknown_for=0.0) for lease in reply.leases]
+        return replace(reply, leases=tuple(leases))
+
+
+class TakesWhatIsNoNumber(MemoryStorage):
+    """A NaN is taken for nothing at all."""
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+        return await super().submit(
+            [replace(job, delay=0.0) if job.delay != job.delay else job for job in jobs]
+        )
+
+
 CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     LosesAJob: (
         "jobs_of_one_priority_run_in_the_order_of_submission",
@@ -2257,6 +2577,46 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     RestoresWithoutWaking: ("a_restored_job_wakes_an_idle_peer",),
     RestoresOutsideBatches: ("restored_jobs_are_counted",),
     RestoresLongAfterTheEnd: ("a_restored_job_lingers_for_those_who_wait",),
+    RemovesForWhatItDoesNotStore: (
+        "a_submission_that_is_not_stored_removes_nothing",
+        "histories_that_once_went_wrong_agree_with_the_model",
+    ),
+    RestoresBesideTheLane: (
+        "a_restored_job_that_runs_fills_its_lane",
+        "histories_that_once_went_wrong_agree_with_the_model",
+    ),
+    RepeatsInAnotherOrder: (
+        "a_repeated_claim_keeps_the_order_of_its_queues",
+        "histories_that_once_went_wrong_agree_with_the_model",
+    ),
+    SweepsTwiceAsMuch: (
+        "a_sweep_notices_no_more_due_jobs_than_its_limit",
+        "a_sweep_ends_no_more_leases_than_its_limit",
+    ),
+    KnowsOnlyTheLastClaim: (
+        "an_earlier_claim_can_be_repeated_after_later_ones",
+        "a_claim_that_was_overtaken_can_be_repeated",
+        "a_shorter_lease_shortens_no_memory_of_an_earlier_claim",
+    ),
+    KnowsOnlyTheHighestClaim: ("a_claim_that_was_overtaken_can_be_repeated",),
+    ForgetsClaimsByTime: ("a_claim_whose_leases_are_renewed_can_be_repeated_for_as_long",),
+    ForgetsAWorkerByItsFirstClaim: ("a_settled_claim_stays_one_while_an_earlier_is_forgotten",),
+    GivesBackOneClaim: ("a_holder_gives_back_what_any_earlier_claim_was_granted",),
+    RemembersThatATaskWasUnknown: ("a_run_forgets_that_the_task_was_unknown",),
+    TakesAMomentForAnyDelay: ("a_moment_counts_for_a_retry_only",),
+    KeepsTheObjectsOfItsCallers: ("what_was_handed_over_is_the_storages",),
+    IgnoresNewsOfTheCancelled: ("progress_of_a_job_to_be_cancelled_is_kept",),
+    PassesOverTheFirstOfALane: ("a_lane_keeps_its_order_when_its_limit_changes",),
+    RemembersCrashes: ("a_redriven_job_may_crash_as_often_as_a_new_one",),
+    HoldsRedrivenKeysForEver: ("a_redrive_holds_a_throttle_key_for_its_ttl_again",),
+    RetakesOnlyLastingKeys: ("a_redriven_key_is_freed_at_the_next_claim_if_that_is_its_mode",),
+    TakesWhatComesBackForNew: ("what_a_holder_gives_back_keeps_its_place_and_its_crashes",),
+    KeepsAttemptsOfTheCancelled: ("an_attempt_is_given_back_to_a_job_that_ends_cancelled_too",),
+    ForgivesCrashes: ("what_ends_well_in_between_takes_no_crash_back",),
+    HearsOnlyOneDeadline: ("the_earlier_of_two_deadlines_counts",),
+    IsContentWithTheOverdue: ("a_job_behind_many_past_their_deadline_is_reached",),
+    RepeatsLittleOfALease: ("a_repeated_claim_gives_whole_leases",),
+    TakesWhatIsNoNumber: ("a_time_that_is_no_number_is_refused",),
 }
 
 

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
     from plugq.testing.conformance.target import Target
 
-#: Seconds between the polite end of a test that hangs and the one by force, and between those.
-_GRACE = 10.0
+#: Seconds between the polite end of a test that hangs and the one by force, and between those: as
+#: many as a test may take, within these bounds.
+_GRACE = (1.0, 10.0)
 #: Seconds in which a plugin has to say what it declares.
 _ASKING = 30.0
 #: What would run the tests in another way or print beside the report.
 _UNWANTED = ("cacheprovider", "randomly", "xdist", "sugar", "timeout", "pytest_cov")
+_INTERNAL = "INTERNALERROR>"
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -97,13 +99,18 @@ class Reporter:
                 self._ask(contract)
 
     def _ask(self, contract: Any) -> None:
+        within = min(_ASKING, self._limit)
+
         async def ask() -> frozenset[str]:
-            async with asyncio.timeout(_ASKING):
+            async with asyncio.timeout(within):
                 declared: frozenset[str] = await contract().declared()
                 return declared
 
         # Why it can not say is told by the tests.
-        with contextlib.suppress(Exception), _alarm(_ASKING + _GRACE, self._hangs):
+        with (
+            contextlib.suppress(Exception, SystemExit),
+            _alarm(within, _grace(self._limit), self._hangs),
+        ):
             found = asyncio.run(ask())
             self.declared = tuple(sorted({*(self.declared or ()), *map(str, found)}))
 
@@ -114,7 +121,7 @@ class Reporter:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self) -> Generator[None, None, None]:
         """Break off by force what does not end when it is cancelled."""
-        with _alarm(self._limit + _GRACE, self._hangs):
+        with _alarm(self._limit, _grace(self._limit), self._hangs):
             return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -148,18 +155,21 @@ def run(
     its author wrote. A test is broken off after ``limit`` seconds.
 
     Raises:
-        ConfigError: the tests can not be collected, or ``choose`` is no expression.
+        ConfigError: there are no tests, they can not be collected, or ``choose`` is no expression.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     reporter = Reporter(levels, limit, show)
     printed = io.StringIO()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         arguments = list(_arguments(target, Path(folder), choose))
         with (
-            _environment(target),
+            _environment(target, Path(folder)),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
         ):
             code = pytest.main(arguments, plugins=[reporter])
+    if code == pytest.ExitCode.INTERRUPTED and not reporter.problems:
+        raise KeyboardInterrupt
     if reporter.problems:
         raise ConfigError(f"{target.title} can not be collected: {reporter.problems[0]}")
     if code not in {
@@ -167,9 +177,12 @@ def run(
         pytest.ExitCode.TESTS_FAILED,
         pytest.ExitCode.NO_TESTS_COLLECTED,
     }:
-        lines = [line for line in printed.getvalue().splitlines() if "ERROR" in line]
-        why = lines[0].replace("ERROR:", "").strip() if lines else f"pytest ended with {code}"
-        raise ConfigError(f"{target.title} can not be run: {why}")
+        raise ConfigError(f"{target.title} can not be run: {_complaint(printed.getvalue(), code)}")
+    if not reporter.results and not reporter.left_out:
+        raise ConfigError(
+            f"{target.title} has no tests; write a subclass of a contract of plugq.testing, "
+            "with a name that begins with Test"
+        )
     return Run(
         results=tuple(reporter.results.values()),
         declared=reporter.declared,
@@ -178,10 +191,20 @@ def run(
     )
 
 
+def _complaint(printed: str, code: int) -> str:
+    """Return why pytest gave up; the last line of a traceback says what it was."""
+    lines = [line for line in printed.splitlines() if "ERROR" in line]
+    internal = [line for line in lines if line.startswith(_INTERNAL)]
+    if internal:
+        return internal[-1].removeprefix(_INTERNAL).strip()
+    return lines[0].replace("ERROR:", "").strip() if lines else f"pytest ended with {int(code)}"
+
+
 def _arguments(target: Target, folder: Path, choose: str) -> Iterator[str]:
     empty = folder / "pytest.ini"
     empty.write_text("[pytest]\n", "utf-8")
     yield from ("-c", str(empty), "--import-mode=importlib", "--capture=sys", "-q")
+    yield from ("--basetemp", str(folder / "tests"))
     for name in _UNWANTED:
         yield from ("-p", f"no:{name}")
     if target.conftest is None:
@@ -197,11 +220,13 @@ def _arguments(target: Target, folder: Path, choose: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _environment(target: Target) -> Iterator[None]:
+def _environment(target: Target, folder: Path) -> Iterator[None]:
     """Tell child processes of the target, and keep pytest from options of the user's own."""
     before = dict(os.environ)
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)
+    # It would keep what it has learned in the user's folder.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(folder / "hypothesis"))
     os.environ[VARIABLE] = msgspec.json.encode(target).decode()
     if target.conftest is None:
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -212,9 +237,14 @@ def _environment(target: Target) -> Iterator[None]:
         os.environ.update(before)
 
 
+def _grace(limit: float) -> float:
+    least, most = _GRACE
+    return min(max(limit, least), most)
+
+
 @contextlib.contextmanager
-def _alarm(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
-    """Call ``ring`` in the main thread if the block takes that long, and again until it ends."""
+def _alarm(seconds: float, grace: float, ring: Callable[[], None]) -> Iterator[None]:
+    """Call ``ring`` in the main thread if the block takes longer by ``grace``, until it ends."""
     usable = hasattr(signal, "setitimer")
     if not usable or threading.current_thread() is not threading.main_thread():
         yield
@@ -224,7 +254,7 @@ def _alarm(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
         ring()
 
     before = signal.signal(signal.SIGALRM, rings)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _GRACE)
+    signal.setitimer(signal.ITIMER_REAL, seconds + grace, grace)
     try:
         yield
     finally:

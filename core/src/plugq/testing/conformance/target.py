@@ -99,7 +99,7 @@ def _named(kind: str, use: str, title: str, options: Mapping[str, Any]) -> Targe
     problems = registry.problems(kind, use, options, path=kind)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{problems[0]}{more}; options are given as --option KEY=VALUE")
+        raise ConfigError(f"{problems[0]}{more} (options are given as --option KEY=VALUE)")
     infos = [info for info in registry.installed(kind) if info.name == use]
     info = infos[0] if infos else None
     suite = Path(__file__).with_name("suite.py")

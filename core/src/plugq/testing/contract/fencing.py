@@ -16,6 +16,7 @@ from plugq.protocols.storage import (
 )
 from plugq.testing.contract.scene import Contract
 from plugq.testing.contract.snapshot import snapshot
+from plugq.testing.levels import Level, level
 from plugq.testing.requirements import requires
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ class Fencing(Contract):
                 await reopened.submit("a")
                 assert (await reopened.take("a")).token > old.token
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_claims_give_each_job_to_one(self) -> None:
         """Twenty claimers, a thousand jobs, each granted exactly once (I4)."""
         async with self.scene() as scene, scene.another() as other:
@@ -344,6 +346,7 @@ class Fencing(Contract):
             assert {lease.id for lease in granted} == ids
             assert len({lease.token for lease in granted}) == len(ids)
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_settlements_of_one_lease_count_once(self) -> None:
         """One is taken, the others find the lease ended (I4)."""
         async with self.scene() as scene, scene.another() as other:

@@ -7,6 +7,7 @@ import asyncio
 from plugq.job import Event, JobState, Outcome, Progress
 from plugq.protocols.storage import Holder, LeaseRef, RenewReply
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 
 class Leases(Contract):
@@ -152,6 +153,20 @@ class Leases(Contract):
             await scene.lapse()
             assert (await scene.show("a")).crashes == 1
 
+    async def test_what_ends_well_in_between_takes_no_crash_back(self) -> None:
+        """I7: the third crash of a job ends it, whatever came between them."""
+        async with self.scene() as scene:
+            for outcome in (Outcome.RETRY, Outcome.SNOOZE, Outcome.RELEASE):
+                await scene.submit(outcome, max_attempts=9)
+                for crash in range(3):
+                    lease = await scene.take(outcome)
+                    assert lease.crashes == crash
+                    await scene.end(lease, outcome)
+                    await scene.take(outcome)
+                    await scene.lapse()
+                job = await scene.show(outcome)
+                assert (job.state, job.code) == (JobState.FAILED, "crashed")
+
     async def test_a_crash_of_a_job_to_be_cancelled_cancels_it(self) -> None:
         """It is not run again."""
         async with self.scene() as scene:
@@ -175,6 +190,16 @@ class Leases(Contract):
             ended = [change.id for reply in (first, second, third) for change in reply.changes]
             assert sorted(ended) == list("abcdefghij")
 
+    async def test_a_sweep_notices_no_more_due_jobs_than_its_limit(self) -> None:
+        """Of all queues together."""
+        async with self.scene() as scene:
+            for queue in "abc":
+                await scene.submit("1", "2", queue=queue, delay=5.0)
+            scene.clock.advance(5)
+            replies = [await scene.sweep(limit=4) for _ in range(3)]
+            assert [len(reply.changes) for reply in replies] == [4, 2, 0]
+            assert replies[0].next_in == 0
+
     async def test_a_sweep_says_when_it_has_work_next(self) -> None:
         """The soonest of due times, leases and deadlines; nothing if there is none of them."""
         async with self.scene() as scene:
@@ -197,6 +222,16 @@ class Leases(Contract):
             assert again == first
             assert await scene.count(JobState.RUNNING) == 3
             assert await scene.total("started") == 3
+
+    async def test_a_repeated_claim_keeps_the_order_of_its_queues(self) -> None:
+        """Also where it names one of them twice."""
+        async with self.scene() as scene:
+            await scene.submit("a", queue="a")
+            await scene.submit("b", queue="b")
+            request = scene.request(5, queues=("b", "a", "b"))
+            first = (await scene.storage.claim(request)).leases
+            assert [lease.id for lease in first] == ["b", "a"]
+            assert (await scene.storage.claim(request)).leases == first
 
     async def test_a_repeated_claim_omits_what_was_settled(self) -> None:
         """Only leases that still stand are given again, and nothing new in place of the others."""
@@ -251,6 +286,7 @@ class Leases(Contract):
             (b,) = await scene.claim(1, number=6)
             assert (a.id, b.id) == ("a", "b")
 
+    @level(Level.CONCURRENCY)
     async def test_a_claim_sent_twice_at_once_is_granted_once(self) -> None:
         """Re-sending while the first is under way gives one set of leases."""
         async with self.scene() as scene, scene.another() as other:
@@ -351,6 +387,19 @@ class Leases(Contract):
             assert (await scene.show("a")).progress == progress
             await scene.renew(lease)
             assert (await scene.show("a")).progress == progress
+
+    async def test_progress_of_a_job_to_be_cancelled_is_kept(self) -> None:
+        """The answer is ``CANCEL``, and the lease is extended as by any other renewal."""
+        async with self.scene() as scene:
+            await scene.submit("a")
+            lease = await scene.take("a", lease=10.0)
+            await scene.cancel("a")
+            scene.clock.advance(9)
+            news = LeaseRef("q", "a", lease.token, Progress(current=2.0))
+            assert list(await scene.storage.renew([news], lease=10.0)) == [RenewReply.CANCEL]
+            assert (await scene.show("a")).progress == Progress(current=2.0)
+            scene.clock.advance(9)
+            assert (await scene.sweep()).changes == ()
 
     async def test_progress_of_a_stale_lease_is_refused(self) -> None:
         """It does not overwrite that of the current run."""

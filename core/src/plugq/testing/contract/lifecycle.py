@@ -12,6 +12,7 @@ from plugq.protocols.edits import Cancel
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq.protocols.storage import FindQuery, LeaseRef, RegisterChange, SweepRequest
 from plugq.testing.contract.scene import Contract, Scene
+from plugq.testing.levels import Level, level
 from plugq.testing.requirements import requires
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Lifecycle(Contract):
             assert (await other.show("a", body=True)).state is JobState.QUEUED
             assert list(await other.storage.scan("")) == []
 
+    @level(Level.CONCURRENCY)
     async def test_event_loops_in_several_threads_share_a_store(self) -> None:
         """Each with an instance of its own, or with one for all where only one process can open."""
         async with self.scene() as scene:
@@ -212,6 +214,7 @@ class Lifecycle(Contract):
             assert len(kept) >= 20
             assert kept <= set(await scene.claimed_ids())
 
+    @level(Level.CONCURRENCY)
     async def test_many_calls_at_once_are_answered_each_with_its_own(self) -> None:
         """However they are put together."""
         async with self.scene() as scene:

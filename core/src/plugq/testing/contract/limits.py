@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from plugq.job import JobState, Outcome
+from plugq.job import JobRecord, JobState, Outcome
+from plugq.protocols.storage import Lease
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 if TYPE_CHECKING:
     from plugq.testing.contract.scene import Scene
@@ -207,6 +209,7 @@ class Limits(Contract):
             assert (await scene.claimed_ids(1)) == ["busy-0"]
             assert await scene.claimed_ids(100) == [f"free-{number:03}" for number in range(100)]
 
+    @level(Level.CONCURRENCY)
     async def test_lanes_hold_under_concurrent_claims(self) -> None:
         """Many workers, few lanes: never two of a lane at once, each lane in order."""
         async with self.scene() as scene, scene.another() as other:
@@ -272,6 +275,7 @@ class Limits(Contract):
             await scene.configure(max_running=None)
             assert len(await scene.claim(10)) == 3
 
+    @level(Level.CONCURRENCY)
     async def test_max_running_holds_under_concurrent_claims(self) -> None:
         """The limit and the grant are one step."""
         async with self.scene() as scene, scene.another() as other:
@@ -318,6 +322,33 @@ class Limits(Contract):
             await scene.resume()
             assert await scene.claimed_ids() == ["a"]
             await scene.resume()
+
+    async def test_a_restored_job_that_runs_fills_its_lane(self) -> None:
+        """Also where the next of the lane was ready already."""
+        async with self.scene() as scene:
+            await scene.submit("a", lane="l")
+            now = scene.clock.time()
+            running = JobRecord(
+                queue="q",
+                id="b",
+                task="t",
+                state=JobState.RUNNING,
+                sequence=1_000,
+                lane="l",
+                worker="w",
+                token=1,
+                submitted_at=now,
+                ready_at=now,
+                started_at=now,
+                lease_until=now + 30,
+            )
+            await scene.storage.restore([running])
+            assert await scene.claimed_ids() == []
+            (stats,) = (await scene.storage.stats()).queues
+            assert stats.oldest is None
+            held = Lease(queue="q", id="b", task="t", token=1, attempt=1, max_attempts=1, body=b"")
+            await scene.end(held)
+            assert await scene.claimed_ids() == ["a"]
 
 
 __all__ = ["Limits"]

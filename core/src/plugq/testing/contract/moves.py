@@ -259,6 +259,20 @@ class Moves(Contract):
             assert again.token > lease.token
             assert await scene.end(again) is JobState.SUCCEEDED
 
+    async def test_a_redriven_job_may_crash_as_often_as_a_new_one(self) -> None:
+        """I7: the crashes of its former life do not end it."""
+        async with self.scene() as scene:
+            await scene.submit("a", max_attempts=10)
+            for _ in range(2):
+                for crash in range(3):
+                    assert (await scene.take("a")).crashes == crash
+                    await scene.lapse(max_crashes=3)
+                job = await scene.show("a")
+                assert (job.state, job.code, job.crashes) == (JobState.FAILED, "crashed", 3)
+                await scene.redrive("a")
+                job = await scene.show("a")
+                assert (job.crashes, job.code) == (0, "")
+
     async def test_failed_cancelled_and_skipped_jobs_can_be_redriven(self) -> None:
         """Each runs again."""
         async with self.scene() as scene:

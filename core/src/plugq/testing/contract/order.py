@@ -207,6 +207,27 @@ class Order(Contract):
                 await scene.end(lease)
             assert await scene.claimed_ids() == ["a", "c"]
 
+    async def test_a_lane_keeps_its_order_when_its_limit_changes(self) -> None:
+        """Whether its jobs differ by priority, by ready time or by sequence alone."""
+        for step, rise, order in ((0.0, 0, "abcdef"), (1.0, 0, "abcdef"), (1.0, 1, "fedcba")):
+            async with self.scene() as scene:
+                await scene.configure(lane_max_running=4)
+                for number, id in enumerate("abcdef"):
+                    await scene.submit(id, lane="l", priority=number * rise)
+                    scene.clock.advance(step)
+                for limit in (2, 1, 3, 5, 2):
+                    await scene.configure(lane_max_running=limit)
+                    leases = await scene.claim(10)
+                    assert [lease.id for lease in leases] == list(order[:limit])
+                    for lease in reversed(leases):
+                        await scene.end(lease, Outcome.RELEASE)
+                await scene.configure(lane_max_running=3)
+                first = await scene.take(order[0])
+                await scene.configure(lane_max_running=2)
+                await scene.end(first, Outcome.RELEASE)
+                assert await scene.claimed_ids(1) == [order[0]]
+                assert await scene.claimed_ids(10) == [order[1]]
+
     async def test_a_delayed_job_has_its_new_priority_when_it_is_due(self) -> None:
         """Until then it waits on; a deadline holds as before."""
         async with self.scene() as scene:

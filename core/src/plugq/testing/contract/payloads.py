@@ -1,12 +1,10 @@
-"""Any id, name and bytes, and work in proportion to what is asked for."""
+"""Any id, name and bytes."""
 
 from __future__ import annotations
 
-from plugq.job import JobState, Outcome
-from plugq.protocols.edits import Cancel
+from plugq.job import JobState
 from plugq.protocols.storage import FindQuery
 from plugq.testing.contract.scene import Contract, Scene
-from plugq.testing.levels import Level
 
 _IDS = (
     "a:b",
@@ -103,68 +101,4 @@ class Payloads(Contract):
             assert await scene.state("a") is JobState.RUNNING
 
 
-class Cost(Contract):
-    """Work in proportion to what is asked for, told by calls and not by the clock on the wall."""
-
-    level = Level.COST
-
-    async def test_a_claim_is_filled_however_much_has_ended_or_is_yet_to_come(self) -> None:
-        """Finished, delayed and blocked jobs stand in nobody's way."""
-        async with self.scene() as scene:
-            for start in range(0, 3_000, 500):
-                await scene.submit(*(f"done-{start + n}" for n in range(500)))
-            while leases := await scene.claim(500):
-                settlements = [scene.settlement(lease) for lease in leases]
-                await scene.storage.settle(settlements)
-            await scene.submit(*(f"delayed-{n}" for n in range(1_000)), delay=3600.0)
-            await scene.submit(*(f"blocked-{n}" for n in range(1_000)), lane="busy")
-            await scene.take("blocked-0")
-            await scene.submit(*(f"ready-{n:03}" for n in range(100)))
-            assert await scene.claimed_ids(100) == [f"ready-{n:03}" for n in range(100)]
-
-    async def test_the_number_of_calls_to_drain_does_not_grow_with_the_backlog(self) -> None:
-        """Each claim is filled as long as there is enough, with lanes and without."""
-        async with self.scene() as scene:
-            for lanes in (0, 400):
-                count = 2_000
-                for start in range(0, count, 500):
-                    await scene.send(
-                        *(
-                            scene.job(
-                                f"{lanes}-{number}", lane=str(number % lanes) if lanes else None
-                            )
-                            for number in range(start, start + 500)
-                        )
-                    )
-                calls = 0
-                while leases := await scene.claim(100):
-                    calls += 1
-                    await scene.storage.settle([scene.settlement(lease) for lease in leases])
-                assert calls == count // 100
-
-    async def test_a_burst_of_cancelled_jobs_is_passed_over(self) -> None:
-        """The first claim after it is filled."""
-        async with self.scene() as scene:
-            ids = [str(number) for number in range(2_000)]
-            await scene.submit(*ids)
-            await scene.submit("last")
-            for start in range(0, len(ids), 500):
-                await scene.storage.edit(Cancel(scene.refs(*ids[start : start + 500])))
-            assert await scene.claimed_ids(1) == ["last"]
-
-    async def test_a_retry_storm_keeps_every_job_once(self) -> None:
-        """Going round many times leaves nothing behind."""
-        async with self.scene() as scene:
-            await scene.submit(*(str(number) for number in range(50)), max_attempts=100)
-            for _ in range(20):
-                leases = await scene.claim(100)
-                assert len({lease.id for lease in leases}) == len(leases) == 50
-                await scene.storage.settle(
-                    [scene.settlement(lease, Outcome.RETRY, delay=1.0) for lease in leases]
-                )
-                scene.clock.advance(1)
-            assert await scene.count(JobState.DELAYED) + await scene.count(JobState.QUEUED) == 50
-            assert await scene.total("started") == 1_000
-
-
-__all__ = ["Cost", "Payloads"]
+__all__ = ["Payloads"]

@@ -7,6 +7,7 @@ import asyncio
 from plugq.protocols.plugin import Capability
 from plugq.protocols.storage import Register, RegisterChange
 from plugq.testing.contract.scene import Contract, Scene
+from plugq.testing.levels import Level, level
 from plugq.testing.requirements import requires
 
 
@@ -143,10 +144,12 @@ class Registers(Contract):
             assert await _read(scene, "a") == b"3"
 
     async def test_a_sweep_knows_when_a_register_expires(self) -> None:
-        """It wants to be called then."""
+        """It wants to be called then, and once."""
         async with self.scene() as scene:
             await _put(scene, "a", b"1", ttl=25.0)
             assert (await scene.sweep()).next_in == 25
+            scene.clock.advance(25)
+            assert (await scene.sweep()).next_in is None
 
     async def test_a_scan_returns_a_prefix_by_key(self) -> None:
         """The prefix is text, not a pattern."""
@@ -181,6 +184,7 @@ class Registers(Contract):
                 b"1",
             ]
 
+    @level(Level.CONCURRENCY)
     async def test_of_concurrent_swaps_one_wins(self) -> None:
         """So that a counter kept in a register counts right."""
         async with self.scene() as scene, scene.another() as other:

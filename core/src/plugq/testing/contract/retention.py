@@ -6,7 +6,7 @@ from typing import Any
 
 from plugq.job import LINGER, Event, JobState, Outcome
 from plugq.protocols.edits import EditStatus
-from plugq.protocols.storage import SubmitStatus
+from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import Contract
 
 _MS = 0.001
@@ -33,6 +33,29 @@ class Deadlines(Contract):
             await scene.sweep()
             assert await scene.claimed_ids() == []
             assert await scene.state("a") is JobState.FAILED
+
+    async def test_the_earlier_of_two_deadlines_counts(self) -> None:
+        """One is absolute, the other counts from the submission."""
+        async with self.scene() as scene:
+            now = scene.clock.time()
+            await scene.submit("a", deadline_in=10.0, deadline_at=now + 20)
+            await scene.submit("b", deadline_in=20.0, deadline_at=now + 10)
+            assert [(await scene.show(id)).deadline_at for id in "ab"] == [now + 10] * 2
+            scene.clock.advance(10)
+            assert await scene.claimed_ids() == []
+
+    async def test_a_job_behind_many_past_their_deadline_is_reached(self) -> None:
+        """At once, or by claims that say that there is more to look at."""
+        async with self.scene() as scene:
+            await scene.submit(*(f"{number}" for number in range(1_000)), deadline_in=10.0)
+            await scene.submit("a")
+            scene.clock.advance(10)
+            for _ in range(1_000):
+                reply = await scene.ask(1)
+                if reply.leases:
+                    break
+                assert reply.next_in == 0.0, "nothing was granted, and nothing said of the rest"
+            assert [lease.id for lease in reply.leases] == ["a"]
 
     async def test_reads_show_a_passed_deadline_before_a_sweep_stores_it(self) -> None:
         """As failed, with the deadline as its end: also with no worker alive."""
@@ -342,6 +365,30 @@ class Retention(Contract):
                 assert (await scene.redrive("a")).status is EditStatus.NOT_FOUND
                 assert (await scene.purge("a")).status is EditStatus.NOT_FOUND
                 await scene.sweep()
+
+    async def test_a_submission_that_is_not_stored_removes_nothing(self) -> None:
+        """Those who waited for the former job of that id still see it, whatever its retention."""
+        async with self.scene() as scene:
+            key = UniqueKey(UniqueMode.UNTIL_FINISHED, "k")
+            await scene.submit("holder", queue="keys", unique=key)
+            ends: dict[str, Any] = {"priority": 5, "result_ttl": 0.0, "id_ttl": 0.0}
+            for queue in ("late", "keys", "full"):
+                await scene.submit("a", queue=queue, **ends)
+                await scene.end(await scene.take("a", queues=(queue,)), result=b"42")
+            await scene.configure(queue="full", max_length=0)
+            late = scene.job("a", queue="late", not_after=scene.clock.time() - 1)
+            replies = [
+                *await scene.send(late),
+                *await scene.send(scene.job("a", queue="keys", unique=key)),
+                *await scene.send(scene.job("a", queue="full")),
+            ]
+            assert [reply.status for reply in replies] == [
+                SubmitStatus.LATE,
+                SubmitStatus.DUPLICATE,
+                SubmitStatus.FULL,
+            ]
+            for queue in ("late", "keys", "full"):
+                assert (await scene.show("a", queue, waiting=True)).result == b"42"
 
 
 __all__ = ["Deadlines", "Retention"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from plugq.errors import PayloadError, Undecodable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Whose values the tests encode.
 CONTEXT = SerdeContext(task="mail.send", queue="mail", id="a")
+#: How many values a test takes at least.
+EXAMPLES = 100
 #: How many levels of lists and dictionaries every serde carries.
 LEVELS = 32
 
@@ -71,10 +73,18 @@ class SerdeSubject:
 
 
 def each(values: SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Check many values, and show the smallest that fails."""
+    """Check many values, and show the smallest that fails.
+
+    A Hypothesis profile of the user's project may ask for more values, and not for fewer.
+    """
 
     # How long one takes says nothing on a busy machine.
-    @settings(deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=max(EXAMPLES, settings().max_examples),
+        phases=tuple(Phase),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(values)
     def holds(value: Any) -> None:
         check(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugq.job import AttemptRecord, JobState, Outcome, Progress
+from plugq.protocols.storage import LeaseRef
 from plugq.testing.contract.scene import Contract
 
 
@@ -63,6 +64,33 @@ class Settling(Contract):
             assert await scene.claimed_ids() == []
             scene.clock.advance(0.001)
             assert await scene.claimed_ids() == ["a"]
+
+    async def test_a_moment_counts_for_a_retry_only(self) -> None:
+        """A snooze and a release go by their delay."""
+        for outcome in (Outcome.SNOOZE, Outcome.RELEASE):
+            async with self.scene() as scene:
+                await scene.submit("a")
+                now = scene.clock.time()
+                await scene.end(await scene.take(), outcome, delay=5.0, at=now + 60)
+                assert (await scene.show("a")).ready_at == now + 5
+
+    async def test_what_was_handed_over_is_the_storages(self) -> None:
+        """A caller that goes on using its objects changes nothing that is stored."""
+        async with self.scene() as scene:
+            await scene.submit("a")
+            lease = await scene.take("a")
+            details: dict[str, str | int | float | bool | None] = {"rows": 1}
+            news = LeaseRef("q", "a", lease.token, Progress(current=1.0, details=details))
+            await scene.storage.renew([news], lease=30.0)
+            details["rows"] = 2
+            shown = (await scene.show("a")).progress
+            assert shown is not None
+            assert shown.details == {"rows": 1}
+            await scene.end(lease, progress=Progress(current=2.0, details=details))
+            details["rows"] = 3
+            shown = (await scene.show("a")).progress
+            assert shown is not None
+            assert shown.details == {"rows": 2}
 
     async def test_a_retry_without_a_delay_is_due_at_once(self) -> None:
         """It is claimed again by the next claim."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 
-from plugq.job import WAITING, JobState
-from plugq.protocols.storage import SubmitStatus
+from plugq.errors import InvalidJob
+from plugq.job import WAITING, JobState, Outcome
+from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import STATES, Contract
+from plugq.testing.levels import Level, level
 
 _ACCEPTED = SubmitStatus.ACCEPTED
 _DUPLICATE = SubmitStatus.DUPLICATE
@@ -133,6 +136,7 @@ class Submission(Contract):
         async with self.scene() as scene:
             assert list(await scene.send()) == []
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_submissions_of_one_id_accept_one(self) -> None:
         """All the others are duplicates of it (I8)."""
         async with self.scene() as scene, scene.another() as other:
@@ -147,6 +151,7 @@ class Submission(Contract):
             assert len({reply.sequence for reply in replies}) == 1
             assert (await scene.show("a", body=True)).body == b"%d" % accepted[0]
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_re_sendings_of_one_submission_store_one_job(self) -> None:
         """Each is told that it was accepted."""
         async with self.scene() as scene:
@@ -236,6 +241,35 @@ class Submission(Contract):
             await scene.submit("absolute", deadline_at=now + 40)
             assert (await scene.show("relative")).deadline_at == now + 30
             assert (await scene.show("absolute")).deadline_at == now + 40
+
+    async def test_a_time_that_is_no_number_is_refused(self) -> None:
+        """NaN is never on time; the call stores nothing, and a settlement ends nothing."""
+        async with self.scene() as scene:
+            nan = math.nan
+            names = ("delay", "run_at", "deadline_in", "deadline_at", "not_after")
+            wrong = [
+                scene.job("wrong", **{name: nan})
+                for name in (*names, "result_ttl", "failure_ttl", "id_ttl")
+            ]
+            key = UniqueKey(UniqueMode.THROTTLE, "k", nan)
+            for job in (*wrong, scene.job("wrong", unique=key)):
+                try:
+                    await scene.send(scene.job("right"), job)
+                except InvalidJob:
+                    continue
+                message = f"{job} was taken"
+                raise AssertionError(message)
+            assert await scene.look("right") is await scene.look("wrong") is None
+            await scene.submit("a", max_attempts=2)
+            lease = await scene.take("a")
+            for name in ("delay", "at"):
+                try:
+                    await scene.end(lease, Outcome.RETRY, **{name: nan})
+                except InvalidJob:
+                    continue
+                message = f"a settlement with {name}=NaN was taken"
+                raise AssertionError(message)
+            assert await scene.end(lease) is JobState.SUCCEEDED
 
 
 __all__ = ["Submission"]

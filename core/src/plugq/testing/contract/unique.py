@@ -8,6 +8,7 @@ from plugq.job import JobState, Outcome
 from plugq.protocols.edits import EditStatus
 from plugq.protocols.storage import SubmitStatus, UniqueKey, UniqueMode
 from plugq.testing.contract.scene import Contract
+from plugq.testing.levels import Level, level
 
 _STARTED = UniqueKey(UniqueMode.UNTIL_STARTED, "k")
 _FINISHED = UniqueKey(UniqueMode.UNTIL_FINISHED, "k")
@@ -173,6 +174,7 @@ class Unique(Contract):
                 (SubmitStatus.DUPLICATE, "a"),
             ]
 
+    @level(Level.CONCURRENCY)
     async def test_concurrent_submissions_of_one_key_accept_one(self) -> None:
         """All the others name it."""
         async with self.scene() as scene, scene.another() as other:
@@ -205,6 +207,34 @@ class Unique(Contract):
             assert (reply.status, reply.state) == (EditStatus.CONFLICT, JobState.FAILED)
             await scene.end(await scene.take("b"))
             assert (await scene.redrive("a")).status is EditStatus.DONE
+
+    async def test_a_redrive_holds_a_throttle_key_for_its_ttl_again(self) -> None:
+        """To the moment, as when the job was new; and not while another job holds it."""
+        async with self.scene() as scene:
+            await scene.submit("a", unique=_THROTTLE)
+            await scene.end(await scene.take("a"), Outcome.FAIL)
+            scene.clock.advance(60)
+            await scene.submit("b", unique=_THROTTLE)
+            scene.clock.advance(59)
+            assert (await scene.redrive("a")).status is EditStatus.CONFLICT
+            scene.clock.advance(1)
+            assert (await scene.redrive("a")).status is EditStatus.DONE
+            scene.clock.advance(59)
+            (reply,) = await scene.send(scene.job("c", unique=_THROTTLE))
+            assert (reply.status, reply.id) == (SubmitStatus.DUPLICATE, "a")
+            scene.clock.advance(1)
+            await scene.submit("c", unique=_THROTTLE)
+
+    async def test_a_redriven_key_is_freed_at_the_next_claim_if_that_is_its_mode(self) -> None:
+        """A key that is held until its job starts is held until it starts again."""
+        async with self.scene() as scene:
+            await scene.submit("a", unique=_STARTED)
+            await scene.end(await scene.take("a"), Outcome.FAIL)
+            await scene.redrive("a")
+            (reply,) = await scene.send(scene.job("b", unique=_STARTED))
+            assert (reply.status, reply.id) == (SubmitStatus.DUPLICATE, "a")
+            await scene.take("a")
+            await scene.submit("b", unique=_STARTED)
 
     async def test_a_key_is_not_freed_by_the_end_of_a_job_that_lost_it(self) -> None:
         """What started before does not take the key from the one that holds it now."""
