@@ -22,9 +22,7 @@ _SETTLE = (
     "$7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 )
 _QUEUES = "SELECT * FROM queue WHERE id = ANY ($1)"
-_CLAIMED = (
-    "SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = $1 AND worker = $2 AND number = $3)"
-)
+_CLAIMED = "SELECT repeated_v1($1, $2, $3)"
 _PROMOTE = (
     "SELECT due, ROW (ready, NULL)::effect_v1::text AS effect FROM promote_due_v1($1, $2, $3, $4)"
 )

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
+from plugq import failpoints
 from plugq.errors import ConfigError, Unavailable
 from plugq_postgres._faults import AGAIN, SPOILED, fault, unusable
 from plugq_postgres._migrations import NEEDED, migrate, schema_version
@@ -229,6 +230,9 @@ class Database:
             OutcomeUnknown: it may have happened.
         """
 
+        if failpoints.ARMED:
+            return next(iter(await self.transact(lambda db: db.fetch(statement, *values))), None)
+
         async def run(db: Any) -> asyncpg.Record | None:
             # All of them are asked for: the server would stop after the one that is.
             return next(iter(await db.fetch(statement, *values)), None)
@@ -244,8 +248,17 @@ class Database:
         """
 
         async def whole(db: Any) -> T:
+            wrote = False
             async with db.transaction():
-                return await run(db)
+                result = await run(db)
+                if failpoints.ARMED:
+                    wrote = await db.fetchval(_WROTE)
+                    # What changed nothing commits nothing.
+                    if wrote:
+                        failpoints.hit("storage.commit.before")
+            if wrote:
+                failpoints.hit("storage.commit.after")
+            return result
 
         return await self._call(whole, writes=True)
 

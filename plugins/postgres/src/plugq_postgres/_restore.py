@@ -66,7 +66,7 @@ _ARRAYS = ", ".join(f"${place}::{kind}[]" for place, (_, kind) in enumerate(_COL
 _INSERT = (
     "INSERT INTO {table} "
     f"({_NAMES}, namespace, number, failure_ttl, id_ttl) "
-    f"SELECT {_NAMES}, $1, 0, {_FAILURE_TTL}, {_ID_TTL} FROM unnest({_ARRAYS}) "
+    f"SELECT {_NAMES}, $1, -1, {_FAILURE_TTL}, {_ID_TTL} FROM unnest({_ARRAYS}) "
     f"AS s ({_NAMES})"
 )
 _HISTORY = "UPDATE {table} SET history = $2 WHERE seq = $1"

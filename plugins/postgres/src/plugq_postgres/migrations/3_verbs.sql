@@ -110,7 +110,7 @@ BEGIN
 END $$;
 
 -- Judge jobs one after the other, each as those before it left the store. Where a queue is full or
--- is being drained, all of it is taken back but that what has expired is gone.
+-- is being drained, all of it is taken back.
 CREATE FUNCTION judge_v1(p_namespace integer, p_now double precision, p_jobs new_job_v1[],
     OUT statuses smallint[], OUT ids bytea[], OUT states smallint[], OUT seqs bigint[],
     OUT generations bigint[], OUT effect effect_v1) LANGUAGE plpgsql AS $$
@@ -122,31 +122,33 @@ DECLARE
     first bigint;
     full_queues integer[] := '{}';
     draining boolean := false;
-    gone bigint[];
+    expired boolean;
+    former bigint;
     status integer;
     n integer := 0;
 BEGIN
-    SELECT array_agg(d.seq) INTO gone FROM unnest(p_jobs) AS s
-        JOIN done d ON d.queue = s.queue AND d.id = s.id WHERE d.expires_at <= p_now;
-    IF gone IS NOT NULL THEN
-        effect.letters := remove_v1(p_namespace, p_now, gone, true);
-    END IF;
     first := nextval('job_sequence');
     BEGIN
         FOREACH job IN ARRAY p_jobs LOOP
             n := n + 1;
             status := NULL;
-            SELECT j.seq, j.place, j.state, j.generation, j.submission, j.deadline_at, j.id INTO held FROM (
-                SELECT a.seq, a.place, a.state, a.generation, a.submission, a.deadline_at, a.id
+            SELECT j.seq, j.place, j.state, j.generation, j.submission, j.deadline_at, j.id,
+                coalesce(j.expires_at <= p_now, false) AS expired INTO held FROM (
+                SELECT a.seq, a.place, a.state, a.generation, a.submission, a.deadline_at, a.id,
+                    NULL::double precision AS expires_at
                 FROM job a
                 WHERE a.queue = job.queue AND a.id = job.id
                 UNION ALL
-                SELECT d.seq, d.place, d.state, d.generation, d.submission, d.deadline_at, d.id
+                SELECT d.seq, d.place, d.state, d.generation, d.submission, d.deadline_at, d.id,
+                    d.expires_at
                 FROM done d
                 WHERE d.queue = job.queue AND d.id = job.id
             ) j;
             generations[n] := 0;
-            IF held.seq IS NOT NULL THEN
+            -- What has expired makes room for what is stored; until then its waiters may look at it.
+            former := held.seq;
+            expired := coalesce(held.expired, false);
+            IF held.seq IS NOT NULL AND NOT expired THEN
                 IF held.submission = job.submission THEN
                     status := (held.state = 5)::integer;
                 ELSIF held.state <> 5 THEN
@@ -193,8 +195,9 @@ BEGIN
                 full_queues := full_queues || job.queue;
             END IF;
             draining := draining OR q.draining;
-            IF held.seq IS NOT NULL THEN
-                PERFORM remove_v1(p_namespace, p_now, ARRAY[held.seq], false);
+            IF former IS NOT NULL THEN
+                effect.letters := effect.letters
+                    || remove_v1(p_namespace, p_now, ARRAY[former], expired);
             END IF;
             SELECT * INTO stored
             FROM insert_v1(p_namespace, p_now, ARRAY[job], ARRAY[generations[n]]);
@@ -207,7 +210,7 @@ BEGIN
             RAISE SQLSTATE 'PQ001';
         END IF;
     EXCEPTION WHEN SQLSTATE 'PQ001' THEN
-        effect.ready := NULL;
+        effect := NULL;
         -- An answer that names a job of this very call stands for nothing that is stored.
         FOR n IN 1 .. array_length(p_jobs, 1) LOOP
             IF seqs[n] > first THEN
@@ -362,6 +365,15 @@ CREATE FUNCTION leases_v1(p_namespace integer, p_now double precision, p_queues 
     ) s
 $$;
 
+-- Whether a claim was granted leases, as far as that is remembered: while one of them stands anyway.
+CREATE FUNCTION repeated_v1(p_namespace integer, p_worker bytea, p_number bigint) RETURNS boolean
+LANGUAGE sql AS $$
+    SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND worker = p_worker
+            AND number = p_number)
+        OR EXISTS (SELECT 1 FROM job WHERE namespace = p_namespace AND worker = p_worker
+            AND state = 2 AND number = p_number)
+$$;
+
 -- Serve a claim of queues that no limiter bounds, whose rows are locked. Where one is limited
 -- after all, "limited" is true and nothing was done.
 CREATE FUNCTION serve_v1(p_namespace integer, p_now double precision, p_queues integer[],
@@ -380,8 +392,7 @@ BEGIN
     IF limited THEN
         RETURN;
     END IF;
-    IF p_limit > 0 AND EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace
-            AND worker = p_worker AND number = p_number) THEN
+    IF p_limit > 0 AND repeated_v1(p_namespace, p_worker, p_number) THEN
         SELECT min(due_in_v1(id, p_now)) INTO next_in FROM queue
         WHERE id = ANY (p_queues) AND NOT paused;
         RETURN;
