@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from plugq.allowance import Allowance, usable
+from plugq.allowance import Allowance, Limited, usable
 from plugq.protocols.budgets import LimitState, Want
 from plugq.protocols.storage import Spent
 from plugq_postgres._rows import columns, text
@@ -12,7 +12,6 @@ from plugq_postgres._rows import columns, text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from plugq.allowance import Limited
     from plugq.protocols.storage import ClaimRequest
     from plugq_postgres._transaction import Transaction
 
@@ -60,7 +59,6 @@ class Budgeting:
         self,
         name: str,
         queue: Any,
-        limited: Limited,
         rows: Sequence[tuple[int, bytes | None]],
         left: int,
         room: int,
@@ -69,6 +67,7 @@ class Budgeting:
         if not rows:
             return []
         tx = self._tx
+        limited = Limited(bool(queue["limits"]), bool(queue["lane_limits"]))
         budgets = usable(self._request.grants, name, queue["revision"], tx.now, limited)
         states = await _states(tx, queue["id"], budgets)
         current = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from plugq.allowance import Limited, examined
+from plugq.allowance import examined
 from plugq.protocols.storage import ClaimReply
 from plugq_postgres._budgets import Budgeting, let_in
 from plugq_postgres._settle import leases, settle_replies
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from plugq_postgres._transaction import Transaction
 
 _SETTLE = (
-    "SELECT places, states, effect::text AS effect, changed FROM settle_jobs_v1($1, $2, $3, $4, $5, $6, "
-    "$7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+    "SELECT places, states, effect::text AS effect, changed FROM settle_jobs_v1($1, $2, $3, $4, "
+    "$5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 )
 _QUEUES = "SELECT * FROM queue WHERE id = ANY ($1)"
 _CLAIMED = "SELECT repeated_v1($1, $2, $3)"
@@ -127,8 +127,7 @@ class _Claim:
         tx, request = self.tx, self.request
         number = queue["id"]
         left = request.limit - self.granted
-        limited = Limited(bool(queue["limits"]), bool(queue["lane_limits"]))
-        bounded = limited.queue or limited.lanes
+        bounded = queue["limits"] or queue["lane_limits"]
         parked = queue["parked_until"]
         if bounded:
             parked, _ = await let_in(tx, queue, examined(left))
@@ -139,7 +138,7 @@ class _Claim:
         self.due.append(step["due"])
         tx.note(step["effect"])
         if bounded:
-            picked = None if parked is not None else await self._pick(name, queue, limited, left)
+            picked = None if parked is not None else await self._pick(name, queue, left)
             if picked is None:
                 return
             tx.note(
@@ -182,7 +181,7 @@ class _Claim:
         if count:
             self.tx.changed.add(queue)
 
-    async def _pick(self, name: str, queue: Any, limited: Limited, left: int) -> list[int] | None:
+    async def _pick(self, name: str, queue: Any, left: int) -> list[int] | None:
         """Return the jobs of a limited queue that its budgets let start."""
         tx = self.tx
         self.budgeting.more = False
@@ -201,7 +200,7 @@ class _Claim:
         if rows is None:
             self.due.append(0.0)
             return None
-        picked = await self.budgeting.spend(name, queue, limited, rows, left, room)
+        picked = await self.budgeting.spend(name, queue, rows, left, room)
         await tx.repair(crowded)
         return picked
 

@@ -35,10 +35,12 @@ _OLDEST = 130_000
 _TRIES = 5
 #: How long the storage waits, when it stops, for connections to close in peace, in seconds.
 _PARTING = 2.0
+#: Whether the transaction has changed anything so far.
+_WROTE = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 _NOT_STARTED = "the PostgreSQL storage is not started; call start() or use it through connect()"
 
 
-class Connection(asyncpg.Connection):
+class Connection(asyncpg.Connection):  # type: ignore[misc]
     """A connection that is not cleaned at the cost of a round trip after each use.
 
     Nothing that a call does outlasts its transaction.
@@ -142,7 +144,7 @@ class Database:
                     await self._pool.release(db)
         except (ConfigError, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - start() raises what it means
             raise unusable(error, self.server, self.without_secrets) from None
         self._open = True
 
@@ -190,7 +192,7 @@ class Database:
 
     def spawn(self, call: Awaitable[T]) -> asyncio.Task[T]:
         """Run something to its end whoever waits for it; stop() waits for it, too."""
-        task: asyncio.Task[T] = asyncio.ensure_future(call)  # type: ignore[assignment]
+        task: asyncio.Task[T] = asyncio.ensure_future(call)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -222,18 +224,17 @@ class Database:
 
         return await self._call(run, writes=False)
 
-    async def write(self, statement: str, *values: Any) -> asyncpg.Record | None:
+    async def write(self, statement: str, *values: Any) -> Any:
         """Run one statement, a transaction of its own, and return its first row.
 
         Raises:
             Unavailable: nothing happened.
             OutcomeUnknown: it may have happened.
         """
-
         if failpoints.ARMED:
             return next(iter(await self.transact(lambda db: db.fetch(statement, *values))), None)
 
-        async def run(db: Any) -> asyncpg.Record | None:
+        async def run(db: Any) -> Any:
             # All of them are asked for: the server would stop after the one that is.
             return next(iter(await db.fetch(statement, *values)), None)
 
@@ -282,14 +283,14 @@ class Database:
             raise Unavailable(_NOT_STARTED)
         try:
             db = await pool.acquire(timeout=self._connecting)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the caller gets what it means
             raise fault(error, self.server) from None
         try:
             async with asyncio.timeout(self._deadline + 1):
                 return await run(db)
         except AGAIN:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the caller gets what it means
             if isinstance(error, SPOILED):
                 db.terminate()
             raise fault(error, self.server, written=writes) from None

@@ -46,9 +46,9 @@ _DONE = EditReply(EditStatus.DONE)
 _NOT_FOUND = EditReply(EditStatus.NOT_FOUND)
 
 _COPIED = (
-    "seq, place, namespace, queue, task, priority, token, max_attempts, generation, number, entered, "
-    "submitted_at, started_at, result_ttl, failure_ttl, id_ttl, unique_ttl, unique_mode, id, "
-    "submission, lane, batch, unique_key, origin, worker, peer, history, body"
+    "seq, place, namespace, queue, task, priority, token, max_attempts, generation, number, "
+    "entered, submitted_at, started_at, result_ttl, failure_ttl, id_ttl, unique_ttl, "
+    "unique_mode, id, submission, lane, batch, unique_key, origin, worker, peer, history, body"
 )
 _REDRIVE = (
     f"WITH again AS (DELETE FROM done WHERE seq = $1 RETURNING *) INSERT INTO job ({_COPIED}, "
@@ -60,8 +60,8 @@ _HOLDER = (
 _HOLD = (
     "INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until) "
     "VALUES ($1, $2, $3, $7, $4, $5, 1, $6) ON CONFLICT (queue, key) DO UPDATE SET "
-    "seq = excluded.seq, place = excluded.place, id = excluded.id, generation = excluded.generation, "
-    "state = excluded.state, until = excluded.until"
+    "seq = excluded.seq, place = excluded.place, id = excluded.id, "
+    "generation = excluded.generation, state = excluded.state, until = excluded.until"
 )
 _ASK = (
     "WITH asked AS (UPDATE job SET cancel = true WHERE seq = ANY ($1) RETURNING peer, queue, id) "

@@ -24,7 +24,6 @@ from plugq.lifecycle import cancel_and_wait
 from plugq.protocols.storage import BACKLOG, CancelAsked, Finished, Wake
 from plugq_postgres._faults import fault
 from plugq_postgres._packets import Parts, letters, read_letter, read_told, resync, told
-from plugq_postgres._receivers import Listener, Receiver, Watch
 
 if TYPE_CHECKING:
     import logging
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from plugq_postgres._database import Database
     from plugq_postgres._names import Names
     from plugq_postgres._options import PostgresOptions
+    from plugq_postgres._receivers import Listener, Receiver, Watch
 
 #: The pauses between two tries to connect again, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
@@ -276,7 +276,8 @@ class Hub:
             db.terminate()
 
     def _lose_all(self) -> None:
-        for receiver in (*self._watches.values(), *self._listeners):
+        receivers: list[Receiver[Any]] = [*self._watches.values(), *self._listeners]
+        for receiver in receivers:
             receiver.lose()
 
     def _hear_letter(self, *heard: Any) -> None:

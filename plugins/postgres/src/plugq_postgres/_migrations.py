@@ -38,15 +38,18 @@ def migration_sql(schema: str = "plugq", since: int = 0) -> str:
     if since == 0:
         parts += [
             f"CREATE SCHEMA IF NOT EXISTS {name};",
-            f"CREATE TABLE {name}.plugq_version (version integer PRIMARY KEY, "
-            "applied_at timestamptz NOT NULL DEFAULT now());",
+            (
+                f"CREATE TABLE {name}.plugq_version (version integer PRIMARY KEY, "
+                "applied_at timestamptz NOT NULL DEFAULT now());"
+            ),
         ]
     parts.append(f"SET LOCAL search_path = {name}, pg_temp;")
     folder = files("plugq_postgres") / "migrations"
     for version, names in enumerate(_VERSIONS, 1):
         if version > since:
             parts += [(folder / one).read_text(encoding="utf-8") for one in names]
-            parts.append(f"INSERT INTO plugq_version (version) VALUES ({version});")
+            note = f"INSERT INTO plugq_version (version) VALUES ({version});"  # noqa: S608 - a number
+            parts.append(note)
     return "\n".join(["BEGIN;", *parts, "COMMIT;"]) + "\n"
 
 

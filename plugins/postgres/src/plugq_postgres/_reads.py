@@ -134,8 +134,7 @@ class Reader:
     def _filters(self, query: FindQuery, now: float, values: list[Any]) -> list[str]:
         moment = _value(values, now)
         where = [
-            f"NOT (a.state >= {FIRST_FINAL} AND a.expires_at IS NOT NULL "
-            f"AND a.expires_at <= {moment}::float8)",
+            f"(a.state < {FIRST_FINAL} OR a.expires_at IS NULL OR a.expires_at > {moment}::float8)",
         ]
         if query.states:
             codes = ", ".join(str(CODES[state]) for state in query.states)
@@ -226,7 +225,7 @@ class Reader:
             # No byte of UTF-8 is 0xFF, so the last one can always be raised.
             below = f"AND r.key < {_value(values, start[:-1] + bytes([start[-1] + 1]))}"
         rows = await database.read(
-            f"SELECT {database.schema}.clock_v1($1, $2) AS now, r.key, r.version, r.value, r.expires "
+            f"SELECT {database.schema}.clock_v1($1, $2) AS now, r.* "
             f"FROM {database.schema}.register r WHERE r.namespace = $1 AND r.key >= $3 {below} "
             "ORDER BY r.key",
             *values,

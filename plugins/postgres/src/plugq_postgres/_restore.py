@@ -78,7 +78,7 @@ _TAKEN = (
     "SELECT place FROM job WHERE namespace = $1 AND place = ANY ($2) "
     "UNION ALL SELECT place FROM done WHERE namespace = $1 AND place = ANY ($2)"
 )
-_RAISE_TOKEN = "UPDATE queue SET token = greatest(token, $2), said = true WHERE id = $1"
+_GRANTED = "UPDATE queue SET token = greatest(token, $2), said = true WHERE id = $1"
 
 
 async def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
@@ -133,7 +133,7 @@ async def _book(
         queues[job.queue]: max(other.token for other in jobs if other.queue == job.queue)
         for job in jobs
     }.items():
-        await tx.db.execute(_RAISE_TOKEN, number, token)
+        await tx.db.execute(_GRANTED, number, token)
         tx.changed.add(number)
     moves = [
         (
