@@ -292,7 +292,9 @@ class Database:
             raise
         except Exception as error:  # noqa: BLE001 - the caller gets what it means
             if isinstance(error, SPOILED):
-                db.terminate()
+                # One that is closed already can not be cut off.
+                with contextlib.suppress(asyncpg.InterfaceError):
+                    db.terminate()
             raise fault(error, self.server, written=writes) from None
         finally:
             with contextlib.suppress(Exception):
