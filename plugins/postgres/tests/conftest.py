@@ -51,7 +51,7 @@ class Server:
 
     def __init__(self, folder: Path, settings: tuple[str, ...]) -> None:
         self._programs = programs()
-        self._folder = folder
+        self.folder = folder
         self._settings = (*_SETTINGS, *settings)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -61,30 +61,28 @@ class Server:
     def _run(self, *command: str) -> None:
         # The server refuses to be run by root.
         user = "nobody" if os.geteuid() == 0 else None
-        with (self._folder / "log").open("ab") as log:
-            subprocess.run(
-                command, check=True, user=user, stdout=log, stderr=log, cwd=self._folder
-            )
+        with (self.folder / "log").open("ab") as log:
+            subprocess.run(command, check=True, user=user, stdout=log, stderr=log, cwd=self.folder)
 
     def make(self) -> None:
         """Make the files of a new server."""
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
-            os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
+            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         initdb = str(self._programs / "initdb")
         self._run(
-            *(initdb, "-D", str(self._folder / "data"), "-U", "postgres", "-A", "trust"),
+            *(initdb, "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust"),
             *("-E", "UTF8", "--locale=C", "--no-sync"),
         )
 
     def _control(self, *arguments: str) -> None:
         pg_ctl = str(self._programs / "pg_ctl")
-        self._run(pg_ctl, "-D", str(self._folder / "data"), "-w", *arguments)
+        self._run(pg_ctl, "-D", str(self.folder / "data"), "-w", *arguments)
 
     def start(self) -> None:
         """Start the server and wait until it serves."""
         options = " ".join(f"-c {setting}" for setting in (f"port={self.port}", *self._settings))
-        self._control("-l", str(self._folder / "server.log"), "-o", options, "start")
+        self._control("-l", str(self.folder / "server.log"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server, by default as if it had crashed."""

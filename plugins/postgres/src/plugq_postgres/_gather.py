@@ -29,6 +29,11 @@ class Gathering(Generic[T, R]):
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._busy = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or waiting."""
+        return not self._busy and not self._waiting
+
     async def call(self, item: T) -> R:
         """Return the answer to one call, made with others; a caller that goes away harms none."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()

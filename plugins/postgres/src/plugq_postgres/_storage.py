@@ -21,7 +21,7 @@ from plugq_postgres._options import PostgresOptions, checked
 from plugq_postgres._reads import Reader
 from plugq_postgres._receivers import Listener, Watch
 from plugq_postgres._restore import restore
-from plugq_postgres._sweep import sweep
+from plugq_postgres._sweep import idle_sweep, sweep
 from plugq_postgres._transaction import Transaction
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         SweepReply,
         SweepRequest,
     )
+
+    _Submissions = Gathering[Sequence[NewJob], list[SubmitReply]]
 
 T = TypeVar("T")
 
@@ -92,9 +94,8 @@ class PostgresStorage(Lifecycle):
         self._names = Names(self._database)
         self._hub = Hub(options, self._database, self._names, context.namespace, context.logger)
         self._reader = Reader(self._database, self._names)
-        self._submissions: Gathering[Sequence[NewJob], list[SubmitReply]] = Gathering(
-            self._submit_all, self._database.spawn, len, _MOST_JOBS
-        )
+        #: By the queues that they name, so that a queue that is held up holds up no other.
+        self._submissions: dict[frozenset[str], _Submissions] = {}
         #: Queues that were found to be bounded by limiters when they were last claimed from.
         self._limited: set[str] = set()
 
@@ -112,7 +113,16 @@ class PostgresStorage(Lifecycle):
         self._database.check_open()
         if not jobs:
             return []
-        return await self._submissions.call(jobs)
+        queues = frozenset(job.queue for job in jobs)
+        gathering = self._submissions.get(queues)
+        if gathering is None:
+            gathering = Gathering(self._submit_all, self._database.spawn, len, _MOST_JOBS)
+            self._submissions[queues] = gathering
+        try:
+            return await gathering.call(jobs)
+        finally:
+            if gathering.idle and self._submissions.get(queues) is gathering:
+                del self._submissions[queues]
 
     async def _submit_all(
         self, calls: Sequence[Sequence[NewJob]]
@@ -219,7 +229,10 @@ class PostgresStorage(Lifecycle):
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
         checks.check_sweep(request)
-        return await self._transact(lambda tx: sweep(tx, request), None)
+        reply, self._hub.listened = await idle_sweep(self._database, request)
+        if reply is None:
+            reply = await self._transact(lambda tx: sweep(tx, request), None)
+        return reply
 
     async def get(
         self,

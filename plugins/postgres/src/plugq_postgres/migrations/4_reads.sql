@@ -117,3 +117,53 @@ BEGIN
         ON r.namespace = p_namespace AND r.key = s.key
         AND (r.expires IS NULL OR r.expires > swap_v1.now);
 END $$;
+
+-- When time next makes something due in a namespace, by the indexes; p_end says whether leases that
+-- lapse count, p_grace how long after its deadline a running job is ended.
+CREATE FUNCTION next_v1(p_namespace integer, p_end boolean, p_grace double precision)
+RETURNS double precision LANGUAGE sql STABLE AS $$
+    SELECT least(
+        (SELECT min((SELECT ready_at FROM job WHERE job.queue = q.id AND state = 0
+            ORDER BY ready_at LIMIT 1)) FROM queue q WHERE q.namespace = p_namespace),
+        (SELECT min(tidy_at) FROM done WHERE namespace = p_namespace AND tidy_at IS NOT NULL),
+        (SELECT min(expires) FROM register WHERE namespace = p_namespace AND expires IS NOT NULL),
+        (SELECT min((SELECT min(until) FROM unique_key WHERE unique_key.queue = q.id
+            AND until IS NOT NULL)) FROM queue q WHERE q.namespace = p_namespace),
+        (SELECT min(deadline_at) FROM job WHERE namespace = p_namespace AND state < 2
+            AND deadline_at IS NOT NULL),
+        CASE WHEN p_end THEN (SELECT min(lease_until) FROM job
+            WHERE namespace = p_namespace AND state = 2) END,
+        CASE WHEN p_end THEN (SELECT min(deadline_at) FROM job
+            WHERE namespace = p_namespace AND state = 2 AND deadline_at IS NOT NULL) + p_grace END
+    )
+$$;
+
+-- Whether a sweep has anything to do, looked at without a lock, and when the next one has.
+CREATE FUNCTION look_v1(p_namespace integer, p_clock double precision, p_end boolean,
+    p_grace double precision, OUT now double precision, OUT next double precision,
+    OUT work boolean, OUT listened boolean)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    now := now_v1(p_namespace, p_clock);
+    next := next_v1(p_namespace, p_end, p_grace);
+    listened := listened_v1(p_namespace);
+    work := coalesce(next <= now, false)
+        OR EXISTS (
+            SELECT 1 FROM peer p JOIN queue q ON q.id = ANY (p.queues)
+            WHERE p.namespace = p_namespace AND EXISTS (
+                SELECT 1 FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1
+            )
+        )
+        OR EXISTS (SELECT 1 FROM queue q WHERE q.namespace = p_namespace
+            AND (q.parked_until <= look_v1.now OR EXISTS (
+                SELECT 1 FROM lane WHERE lane.queue = q.id AND lane.parked_until <= look_v1.now
+            ) OR EXISTS (
+                SELECT 1 FROM budget WHERE budget.queue = q.id AND expires <= look_v1.now
+            )))
+        OR EXISTS (SELECT 1 FROM batch WHERE namespace = p_namespace
+            AND expires <= look_v1.now)
+        OR EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND until <= look_v1.now)
+        OR EXISTS (SELECT 1 FROM peer p WHERE p.namespace = p_namespace AND NOT alive_v1(p.pid))
+        OR EXISTS (SELECT 1 FROM listener l WHERE l.namespace = p_namespace
+            AND NOT alive_v1(l.pid));
+END $$;
