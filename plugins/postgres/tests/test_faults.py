@@ -42,6 +42,22 @@ async def test_a_lock_of_somebody_else_holds_up_its_queue_alone(
         await db.close()
 
 
+async def test_a_claim_in_vain_waits_for_nobody(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., Any]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(lock_timeout="200ms") as storage:
+            await storage.submit([new_job(delay=60.0)])
+            async with db.transaction():
+                await db.execute("SELECT 1 FROM plugq.queue FOR UPDATE")
+                reply = await storage.claim(claim(1))
+            assert reply.leases == ()
+            assert 0 < reply.next_in <= 60
+    finally:
+        await db.close()
+
+
 async def test_an_open_transaction_that_reads_stalls_nobody(
     server_url: str, open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., Any]
 ) -> None:

@@ -156,6 +156,13 @@ class Database:
         if await db.fetchval("SELECT pg_is_in_recovery()"):
             message = f"{self.server} is a standby and takes no writes; name the primary"
             raise Unavailable(message)
+        for setting in ("synchronous_commit", "fsync"):
+            if await db.fetchval("SELECT current_setting($1)", setting) == "off":
+                self._logger.warning(
+                    "%s has %s = off: what is acknowledged may be lost when it crashes",
+                    self.server,
+                    setting,
+                )
         schema = self._options.schema
         if self._options.migrate:
             await migrate(db, schema)

@@ -436,6 +436,25 @@ BEGIN
     END IF;
 END $$;
 
+-- Whether a claim would find nothing and change nothing, looked at without a lock: its peer is known
+-- to be idle, so that whoever stores a job after this look wakes it.
+CREATE FUNCTION in_vain_v1(p_namespace integer, p_now double precision, p_queues integer[],
+    p_worker bytea, p_peer bytea, p_number bigint) RETURNS boolean LANGUAGE sql AS $$
+    SELECT (p_peer = '' OR EXISTS (
+            SELECT 1 FROM peer WHERE peer.namespace = p_namespace AND peer.name = p_peer
+                AND peer.since <> 0 AND peer.queues @> p_queues
+        ))
+        AND NOT EXISTS (
+            SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
+                q.limits <> '' OR q.lane_limits <> ''
+                OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1)
+                OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 0
+                    AND ready_at <= p_now)
+            )
+        )
+        AND NOT repeated_v1(p_namespace, p_worker, p_number)
+$$;
+
 -- End attempts, then serve the claim, if there is one. p_left, p_last and p_cancelled say where each
 -- job goes: with attempts left, without, and where its cancelling was asked for. Answered are those
 -- that ran under their token, by their places in the call.
@@ -464,8 +483,19 @@ DECLARE
     effect effect_v1;
     step record;
 BEGIN
-    now := enter_v1(p_namespace, p_clock, p_wait, locked);
     listened := listened_v1(p_namespace);
+    limited := false;
+    IF p_claim AND p_limit > 0 AND p_queues = '{}' THEN
+        now := now_v1(p_namespace, p_clock);
+        IF in_vain_v1(p_namespace, now, p_claim_queues, p_worker, p_peer, p_number) THEN
+            next_in := (
+                SELECT min(due_in_v1(queue.id, settle_v1.now)) FROM queue
+                WHERE queue.id = ANY (p_claim_queues) AND NOT queue.paused
+            );
+            RETURN;
+        END IF;
+    END IF;
+    now := enter_v1(p_namespace, p_clock, p_wait, locked);
     limited := p_claim AND EXISTS (SELECT 1 FROM queue WHERE queue.id = ANY (p_claim_queues)
         AND (queue.limits <> '' OR queue.lane_limits <> ''));
     IF limited THEN
