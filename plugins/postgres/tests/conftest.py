@@ -33,6 +33,8 @@ _SETTINGS = ("max_connections=100", "unix_socket_directories=", "listen_addresse
 
 def programs() -> Path:
     """Return the folder of initdb, pg_ctl and postgres."""
+    if given := os.environ.get("PLUGQ_TEST_POSTGRES_PROGRAMS"):
+        return Path(given)
     found = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent

@@ -182,6 +182,9 @@ class Hub:
                 )
 
     async def _know_peers(self, peers: Sequence[str]) -> None:
+        if self._polls:
+            # Nothing would reach them, and nobody could see that they are gone.
+            return
         await self._database.write(
             f"INSERT INTO {self._database.schema}.peer (namespace, name, channel, pid) "  # noqa: S608 - a quoted name
             "SELECT $1, p, $3, $4 FROM unnest($2::bytea[]) AS p "
@@ -194,6 +197,8 @@ class Hub:
         )
 
     async def _know_listener(self) -> None:
+        if self._polls:
+            return
         await self._database.write(
             f"INSERT INTO {self._database.schema}.listener VALUES ($1, $2, $3) "  # noqa: S608 - a quoted name
             "ON CONFLICT (namespace, channel) DO UPDATE SET pid = $3",
@@ -318,6 +323,7 @@ class Hub:
             self._sender = asyncio.create_task(self._send_all(), name="plugq-postgres-send")
 
     async def _send_all(self) -> None:
+        pause = _FIRST_PAUSE
         while self._mail or self._told or self._told_too_much:
             mail, self._mail = self._mail, []
             events, self._told = self._told, []
@@ -333,7 +339,8 @@ class Hub:
                 # A letter is a hint, and whoever missed it looks by itself; an event is told once.
                 self._logger.warning("some notices could not be sent: %s", error)
                 self._told_too_much = bool(texts)
-                await asyncio.sleep(_FIRST_PAUSE)
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _outgoing(self, mail: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
         """Return channels and payloads, as few letters as carry all that is said to a peer."""

@@ -1,5 +1,23 @@
 """The versions of the schema, as SQL that can be printed, reviewed and applied by hand.
 
+What lies in a schema, and by which rules:
+
+* ``job`` has the jobs that live, ``done`` those that have ended, with the same columns; a job moves
+  as one row. The indexes of ``job`` on its ways are partial: a claim reads the ready order, and no
+  blocked, future or running job. ``eligible`` keeps a lane's jobs behind its limit out of it, so
+  that a busy lane costs no claim anything.
+* ``queue`` has a row for each queue, and whoever writes jobs of a queue locks that row first, those
+  of several queues in the order of their numbers. So everything that is decided about a queue is
+  decided by one call at a time: lanes, limits, unique keys, tokens, order. What spans queues comes
+  after these locks and in a fixed order: batches behind one lock, then the peers that are woken,
+  of whom one that somebody else is waking is passed over.
+* A verb is one statement, which calls one function: the whole transaction is on the server, the
+  lock is held for no round trip. Rare verbs, and claims of limited queues, whose decisions are
+  made in Python, are several statements of one transaction.
+* Reads take no lock, and see each job in exactly one of the two tables.
+* The time is the server's, but not before what any call on the namespace has seen, which the rows
+  of queues keep; a clock that the storage was given stands in the server's place.
+
 A version adds what the next plugq-postgres needs and leaves what the former one uses: functions
 and types carry a number, so that old and new workers work side by side while a fleet is upgraded.
 """
