@@ -53,6 +53,7 @@ async def test_a_claim_in_vain_waits_for_nobody(
                 await db.execute("SELECT 1 FROM plugq.queue FOR UPDATE")
                 reply = await storage.claim(claim(1))
             assert reply.leases == ()
+            assert reply.next_in is not None
             assert 0 < reply.next_in <= 60
     finally:
         await db.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from plugq.errors import ConfigError, PlugqError, Unavailable
 from plugq.protocols import NewJob, PluginContext
 from plugq_postgres import PostgresOptions, PostgresStorage, migration_sql
+from plugq_postgres.__main__ import main
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 
@@ -117,3 +120,37 @@ async def test_the_pool_of_the_user_is_used_and_left_open(
         assert await pool.fetchval("SELECT 1") == 1
         with pytest.raises(PlugqError):
             await storage.stats()
+
+
+async def test_a_user_without_rights_is_told_what_is_missing(
+    server_url: str, open_store: Open
+) -> None:
+    role = f"nobody_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(f"CREATE ROLE {role} LOGIN")
+        url = server_url.replace("postgres@", f"{role}@")
+        with pytest.raises(ConfigError, match="grant"):
+            async with open_store(url=url, schema="elsewhere"):
+                pass
+    finally:
+        await db.execute(f"DROP ROLE {role}")
+        await db.close()
+
+
+def test_the_command_prints_and_applies(
+    server_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = f"applied_{uuid.uuid4().hex[:12]}"
+    monkeypatch.setattr(sys, "argv", ["plugq_postgres", "--schema", schema])
+    assert main() == 0
+    assert capsys.readouterr().out == migration_sql(schema)
+    monkeypatch.setattr(sys, "argv", ["plugq_postgres", "--schema", schema, "--apply", server_url])
+    assert main() == 0
+    assert capsys.readouterr().out == f"schema {schema}: version 0 -> 1\n"
+    assert main() == 0
+    assert "already" in capsys.readouterr().out
+    nowhere = "postgresql://user:geheim@127.0.0.1:1/db"
+    monkeypatch.setattr(sys, "argv", ["plugq_postgres", "--apply", nowhere])
+    assert main() == 1
+    assert "geheim" not in capsys.readouterr().err

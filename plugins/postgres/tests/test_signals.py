@@ -11,7 +11,7 @@ import pytest
 
 from plugq.events import EventKind, JobEvent
 from plugq.job import JobRef
-from plugq.protocols import CancelAsked, ClaimRequest, Finished, NewJob, Resync, Wake
+from plugq.protocols import CancelAsked, ClaimRequest, Finished, NewJob, Notice, Resync, Wake
 from plugq_postgres import PostgresStorage
 from plugq_postgres._packets import Parts, letters, read_letter, read_told, told
 
@@ -27,7 +27,7 @@ def joined(payloads: list[str]) -> list[str]:
 @pytest.mark.parametrize("count", [1, 100, 1_000])
 def test_notices_travel_whole(count: int) -> None:
     refs = tuple(JobRef("queue \0", f"id-{number}-ü") for number in range(count))
-    said = [Wake(), Finished(refs), CancelAsked(refs)]
+    said: list[Notice] = [Wake(), Finished(refs), CancelAsked(refs)]
     found = [letter for one in joined(letters("peer \0", said)) if (letter := read_letter(one))]
     assert {peer for peer, _ in found} == {"peer \0"}
     heard = [notice for _, notices in found for notice in notices]

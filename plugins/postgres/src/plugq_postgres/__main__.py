@@ -40,7 +40,6 @@ def main() -> int:
 
 
 async def _apply(url: str, schema: str) -> int:
-    server = shown(url)
     try:
         db = await asyncpg.connect(url, timeout=10)
         try:
@@ -50,7 +49,7 @@ async def _apply(url: str, schema: str) -> int:
     except PlugqError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
-        raise unusable(error, server, lambda text: text) from None
+        raise unusable(error, shown(url), url) from None
 
 
 if __name__ == "__main__":

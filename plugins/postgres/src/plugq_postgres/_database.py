@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
@@ -110,15 +109,6 @@ class Database:
             }
         return found
 
-    def without_secrets(self, text: str) -> str:
-        """Return a text without the password of the URL."""
-        with contextlib.suppress(ValueError):
-            password = urlsplit(self._options.url).password
-            for secret in (password, unquote(password or "")):
-                if secret:
-                    text = text.replace(secret, "***")
-        return text
-
     async def start(self, namespace: str) -> None:
         """Connect, bring the schema up to date and find the number of the namespace.
 
@@ -145,7 +135,7 @@ class Database:
         except (ConfigError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - start() raises what it means
-            raise unusable(error, self.server, self.without_secrets) from None
+            raise unusable(error, self.server, self._options.url) from None
         self._open = True
 
     async def _prepare(self, db: Any, namespace: str) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import asyncpg
 
 from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from plugq_postgres._options import without_secrets
 
 _exceptions = asyncpg.exceptions
 
@@ -78,10 +74,15 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
 
 
-def unusable(error: BaseException, server: str, secret: Callable[[str], str]) -> Exception:
-    """Return what it means that the storage could not start."""
+def unusable(error: BaseException, server: str, url: str) -> Exception:
+    """Return what it means that the storage could not start; the password of the URL stays out."""
     if isinstance(error, _REFUSED):
-        return ConfigError(f"storage.url: {server} refuses: {secret(_line(error))}")
+        return ConfigError(f"storage.url: {server} refuses: {without_secrets(url, _line(error))}")
+    if isinstance(error, _exceptions.InsufficientPrivilegeError):
+        return ConfigError(
+            f"storage.schema: {server} refuses: {_line(error)}; let somebody who may run "
+            "python -m plugq_postgres, and grant this user the schema and all rights in it"
+        )
     return fault(error, server)
 
 

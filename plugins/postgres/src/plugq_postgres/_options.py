@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -85,6 +85,18 @@ def shown(url: str) -> str:
         return urlunsplit(("postgresql", host, parts.path, "", ""))
     except ValueError:
         return "the PostgreSQL server"
+
+
+def without_secrets(url: str, text: str) -> str:
+    """Return a text without the password that a URL has."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return text.replace(url, "the URL")
+    for secret in (password, unquote(password or "")):
+        if secret:
+            text = text.replace(secret, "***")
+    return text
 
 
 def quoted(name: str) -> str:
