@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
@@ -39,6 +40,25 @@ async def test_a_lock_of_somebody_else_holds_up_its_queue_alone(
             assert not isinstance(free, BaseException)
             await storage.submit([new_job(queue="held")])
     finally:
+        await db.close()
+
+
+@pytest.mark.parametrize("table", ["queue", "task", "namespace"])
+async def test_what_a_failover_has_lost_is_made_anew(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], table: str
+) -> None:
+    schema = f"lost_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(schema=schema) as storage:
+            await storage.submit([new_job("before")])
+            await db.execute(f"DELETE FROM {schema}.{table}")
+            with pytest.raises(Unavailable, match="try again"):
+                await storage.submit([new_job("a")])
+            await storage.submit([new_job("a")])
+            assert await storage.get([JobRef("q", "a")]) != [None]
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
         await db.close()
 
 

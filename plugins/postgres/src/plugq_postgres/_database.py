@@ -34,6 +34,8 @@ _OLDEST = 130_000
 _TRIES = 5
 #: How long the storage waits, when it stops, for connections to close in peace, in seconds.
 _PARTING = 2.0
+#: The state of an error that says that numbers are not those of the store.
+_UNKNOWN_NUMBERS = "PQ002"
 #: Whether the transaction has changed anything so far.
 _WROTE = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 _NOT_STARTED = "the PostgreSQL storage is not started; call start() or use it through connect()"
@@ -70,6 +72,9 @@ class Database:
         self._latest = 0.0
         self.schema = quoted(options.schema)
         self.namespace = 0
+        self._namespace = ""
+        #: Called when the store does not know numbers that it has given out.
+        self.on_lost: Callable[[], None] = lambda: None
         self.server = shown(options.url)
         self._connecting = duration(options.connect_timeout, "connect_timeout")
         statement = duration(options.statement_timeout, "statement_timeout")
@@ -116,6 +121,7 @@ class Database:
             ConfigError: the server or its schema can not be used.
             Unavailable: it can not be reached now.
         """
+        self._namespace = namespace
         try:
             self._pool = self._theirs or asyncpg.create_pool(
                 min_size=0,
@@ -129,7 +135,7 @@ class Database:
                     await self._pool
                 db = await self._pool.acquire(timeout=self._connecting)
                 try:
-                    await self._prepare(db, namespace)
+                    await self._prepare(db)
                 finally:
                     await self._pool.release(db)
         except (ConfigError, asyncio.CancelledError):
@@ -138,7 +144,7 @@ class Database:
             raise unusable(error, self.server, self._options.url) from None
         self._open = True
 
-    async def _prepare(self, db: Any, namespace: str) -> None:
+    async def _prepare(self, db: Any) -> None:
         version = int(await db.fetchval("SELECT current_setting('server_version_num')"))
         if version < _OLDEST:
             message = f"storage.url: {self.server} is older than PostgreSQL 13; upgrade it"
@@ -162,14 +168,26 @@ class Database:
                 "or leave storage.migrate on"
             )
             raise ConfigError(message)
-        name = namespace.encode()
-        select = f"SELECT id, now FROM {self.schema}.namespace WHERE name = $1"  # noqa: S608
-        found = await db.fetchrow(select, name)
-        if found is None:
-            insert = f"INSERT INTO {self.schema}.namespace (name) VALUES ($1)"  # noqa: S608
+        self.namespace = await self._number(db)
+
+    async def _look_again(self, db: Any) -> None:
+        """Learn every number anew, after a failover to a server that had not received all."""
+        self._logger.warning("%s has lost what it knew: numbers are learned anew", self.server)
+        self.on_lost()
+        with contextlib.suppress(Exception):
+            self.namespace = await self._number(db)
+
+    async def _number(self, db: Any) -> int:
+        """Return the number of the namespace, given to it if it has none."""
+        name = self._namespace.encode()
+        select = f"SELECT id FROM {self.schema}.namespace WHERE name = $1"  # noqa: S608
+        insert = f"INSERT INTO {self.schema}.namespace (name) VALUES ($1)"  # noqa: S608
+        while True:
+            found = await db.fetchval(select, name)
+            if found is not None:
+                return int(found)
+            # Again where the number was taken already.
             await db.execute(f"{insert} ON CONFLICT DO NOTHING", name)
-            found = await db.fetchrow(select, name)
-        self.namespace = int(found["id"])
 
     async def stop(self) -> None:
         """Finish the calls under way and close the connections."""
@@ -288,6 +306,8 @@ class Database:
         except AGAIN:
             raise
         except Exception as error:  # noqa: BLE001 - the caller gets what it means
+            if getattr(error, "sqlstate", None) == _UNKNOWN_NUMBERS:
+                await self._look_again(db)
             if isinstance(error, SPOILED):
                 # One that is closed already can not be cut off.
                 with contextlib.suppress(asyncpg.InterfaceError):

@@ -60,6 +60,8 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     """
     if isinstance(error, PlugqError):
         return error
+    if getattr(error, "sqlstate", None) == "PQ002":
+        return Unavailable(f"{server} has lost queues that it had; try again")
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")

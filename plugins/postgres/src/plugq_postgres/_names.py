@@ -34,9 +34,15 @@ class Names:
             Unavailable: the server can not be reached.
         """
         self._bound()
-        new_queues = {name for name in queues if name not in self._queues}
-        new_tasks = {name for name in tasks if name not in self._tasks}
-        if new_queues or new_tasks:
+        # Again where everything was forgotten meanwhile.
+        while True:
+            new_queues = {name for name in queues if name not in self._queues}
+            new_tasks = {name for name in tasks if name not in self._tasks}
+            if not new_queues and not new_tasks:
+                return (
+                    {name: self._queues[name] for name in queues},
+                    {name: self._tasks[name] for name in tasks},
+                )
             rows = await self._fetch(
                 db,
                 f"SELECT * FROM {self._database.schema}.name_v1($1, $2, $3)",  # noqa: S608 - a quoted name
@@ -46,10 +52,6 @@ class Names:
             )
             for kind, number, label in rows:
                 self._learn(kind, number, label.decode())
-        return (
-            {name: self._queues[name] for name in queues},
-            {name: self._tasks[name] for name in tasks},
-        )
 
     async def learn(
         self, queues: Iterable[int], tasks: Iterable[int] = (), *, db: Any = None
@@ -74,6 +76,11 @@ class Names:
             for kind, number, label in rows:
                 self._learn(kind, number, label.decode())
 
+    def forget(self) -> None:
+        """Ask anew for every number, since the store may have another idea of them."""
+        for cache in (self._queues, self._queue_names, self._tasks, self._task_names):
+            cache.clear()
+
     async def _fetch(self, db: Any, statement: str, *values: Any) -> Iterable[Any]:
         read = self._database.read if db is None else db.fetch
         rows: Iterable[Any] = await read(statement, *values)
@@ -81,8 +88,7 @@ class Names:
 
     def _bound(self) -> None:
         if len(self._queues) + len(self._tasks) > _MOST:
-            for cache in (self._queues, self._queue_names, self._tasks, self._task_names):
-                cache.clear()
+            self.forget()
 
     def _learn(self, kind: int, number: int, label: str) -> None:
         numbers, names = (

@@ -92,6 +92,7 @@ class PostgresStorage(Lifecycle):
         self._context = context
         self._database = Database(options, context.clock, context.logger, pool)
         self._names = Names(self._database)
+        self._database.on_lost = self._names.forget
         self._hub = Hub(options, self._database, self._names, context.namespace, context.logger)
         self._reader = Reader(self._database, self._names)
         #: By the queues that they name, so that a queue that is held up holds up no other.
@@ -100,6 +101,7 @@ class PostgresStorage(Lifecycle):
         self._limited: set[str] = set()
 
     async def _start(self) -> None:
+        self._names.forget()
         await self._database.start(self._context.namespace)
         self._hub.start()
 

@@ -1,19 +1,21 @@
--- Names are any text, with NUL characters too, and so are kept as the bytes of their UTF-8.
+-- Names are any text, with NUL characters too, and so are kept as the bytes of their UTF-8. Numbers
+-- are random: clients remember them, and one that a failover has lost must not come to mean another
+-- name.
 CREATE TABLE namespace (
-    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id integer PRIMARY KEY DEFAULT (1 + floor(random() * 2147483646))::integer,
     name bytea NOT NULL UNIQUE,
     -- The latest time that a change of registers saw.
     now double precision NOT NULL DEFAULT 0
 );
 
 CREATE TABLE task (
-    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id integer PRIMARY KEY DEFAULT (1 + floor(random() * 2147483646))::integer,
     name bytea NOT NULL UNIQUE
 );
 
 -- The row of a queue is what its writers lock. "said" is false while only claims have named it.
 CREATE TABLE queue (
-    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id integer PRIMARY KEY DEFAULT (1 + floor(random() * 2147483646))::integer,
     namespace integer NOT NULL,
     name bytea NOT NULL,
     now double precision NOT NULL DEFAULT 0,

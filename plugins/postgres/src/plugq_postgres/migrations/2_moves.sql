@@ -10,12 +10,20 @@ CREATE TYPE ready_v1 AS (queue integer, n bigint, opened boolean);
 CREATE TYPE letter_v1 AS (channel text, peer bytea, kind smallint, queue integer, id bytea);
 CREATE TYPE effect_v1 AS (ready ready_v1[], letters letter_v1[]);
 
--- Lock queues in the order of their numbers, and return the time, which never runs backwards.
+-- Lock queues in the order of their numbers, and return the time, which never runs backwards. What
+-- the caller remembers of a store that has lost it is refused.
 CREATE FUNCTION enter_v1(p_namespace integer, p_clock double precision, p_wait text,
     p_queues integer[]) RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+    locked integer;
 BEGIN
     PERFORM set_config('lock_timeout', p_wait, true);
     PERFORM 1 FROM queue WHERE id = ANY (p_queues) ORDER BY id FOR NO KEY UPDATE;
+    GET DIAGNOSTICS locked = ROW_COUNT;
+    IF locked <> cardinality(p_queues)
+            OR NOT EXISTS (SELECT 1 FROM namespace WHERE id = p_namespace) THEN
+        RAISE EXCEPTION 'the numbers of names are not those of this store' USING ERRCODE = 'PQ002';
+    END IF;
     RETURN now_v1(p_namespace, p_clock);
 END $$;
 

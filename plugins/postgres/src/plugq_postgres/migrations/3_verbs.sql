@@ -75,6 +75,9 @@ DECLARE
     judged record;
 BEGIN
     now := enter_v1(p_namespace, p_clock, p_wait, locked);
+    IF EXISTS (SELECT unnest(p_tasks) EXCEPT SELECT id FROM task WHERE id = ANY (p_tasks)) THEN
+        RAISE EXCEPTION 'the numbers of names are not those of this store' USING ERRCODE = 'PQ002';
+    END IF;
     listened := listened_v1(p_namespace);
     SELECT array_agg(ROW (s.*)::new_job_v1) INTO jobs
     FROM unnest(p_queues, p_tasks, p_ids, p_submissions, p_bodies, p_priorities, p_delays,
@@ -666,13 +669,20 @@ CREATE FUNCTION name_v1(p_namespace integer, p_queues bytea[], p_tasks bytea[])
 RETURNS TABLE (kind integer, number integer, label bytea)
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    INSERT INTO queue (namespace, name) SELECT p_namespace, q FROM (
-        SELECT unnest(p_queues) AS q EXCEPT
-        SELECT name FROM queue WHERE namespace = p_namespace AND name = ANY (p_queues)
-    ) s ORDER BY q ON CONFLICT DO NOTHING;
-    INSERT INTO task (name) SELECT t FROM (
-        SELECT unnest(p_tasks) AS t EXCEPT SELECT name FROM task WHERE name = ANY (p_tasks)
-    ) s ORDER BY t ON CONFLICT DO NOTHING;
+    -- Again where a number was taken already.
+    WHILE EXISTS (SELECT unnest(p_queues) EXCEPT SELECT name FROM queue
+            WHERE namespace = p_namespace AND name = ANY (p_queues)) LOOP
+        INSERT INTO queue (namespace, name) SELECT p_namespace, q FROM (
+            SELECT unnest(p_queues) AS q EXCEPT
+            SELECT name FROM queue WHERE namespace = p_namespace AND name = ANY (p_queues)
+        ) s ORDER BY q ON CONFLICT DO NOTHING;
+    END LOOP;
+    WHILE EXISTS (SELECT unnest(p_tasks) EXCEPT
+            SELECT name FROM task WHERE name = ANY (p_tasks)) LOOP
+        INSERT INTO task (name) SELECT t FROM (
+            SELECT unnest(p_tasks) AS t EXCEPT SELECT name FROM task WHERE name = ANY (p_tasks)
+        ) s ORDER BY t ON CONFLICT DO NOTHING;
+    END LOOP;
     RETURN QUERY SELECT 0, q.id, q.name FROM queue q
         WHERE q.namespace = p_namespace AND q.name = ANY (p_queues);
     RETURN QUERY SELECT 1, t.id, t.name FROM task t WHERE t.name = ANY (p_tasks);
