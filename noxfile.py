@@ -7,6 +7,7 @@ tox.ini.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
@@ -73,6 +74,11 @@ def soak(session: nox.Session) -> None:
         *("-m", "pytest", "-m", "soak", "--timeout=0"),
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "soak"},
+    )
+    session.run(
+        *("python", "-m", "pytest", "plugins", "-k", "workers_die_at_random_moments"),
+        *("-m", "", "--timeout=0"),
+        env={"PLUGQ_CRASH_KILLS": os.environ.get("PLUGQ_CRASH_KILLS", "200")},
     )
 
 
@@ -195,10 +201,12 @@ def example(session: nox.Session) -> None:
     listed = session.run("plugq", "plugins", silent=True) or ""
     if EXAMPLE.name not in listed:
         session.error(f"plugq does not find the plugin by its entry point: {listed}")
-    session.run("python", "-m", "pytest", str(EXAMPLE / "tests"))
+    session.run("plugq", "conformance", "lmdb")
+    # What it has of its own: the contract has just been kept.
+    session.run("python", "-m", "pytest", "-k", "not TestLmdb", str(EXAMPLE / "tests"))
     # A copy, as the jobs lie beside their configuration.
     shutil.copy(EXAMPLE / "demo.toml", folder)
-    session.run("plugq", "demo", "--config", str(folder / "demo.toml"), "--jobs", "300")
+    session.run("plugq", "demo", "--config", str(folder / "demo.toml"), "--jobs", "100")
 
 
 @nox.session

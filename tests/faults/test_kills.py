@@ -1,4 +1,9 @@
-"""Workers that are killed, paused and replaced at random: the ledger must add up."""
+"""Workers that are killed, paused and replaced at random: the ledger must add up.
+
+The crash part of the contract kills at random, too. What only this has: workers as users start
+them, from the command line and a file, some of them paused past their leases and back, and a
+submitter that waits for all of its jobs while that goes on.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Lifecycle(ABC):
                 await self._start()
             except BaseException:
                 with contextlib.suppress(Exception):
-                    await self._stop()
+                    await self._finish_stop()
                 raise
             self._started = True
 

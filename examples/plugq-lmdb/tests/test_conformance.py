@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from plugq.protocols import Capability, PluginContext, Storage
 from plugq.testing import StorageContract
+from plugq.testing.contract.lost_signals import LostSignals
 from plugq.testing.contract.parks import Parks
 from plugq.testing.contract.signals import Signals
 from plugq_lmdb import LmdbOptions, LmdbStorage
@@ -29,7 +30,7 @@ class TestLmdb(StorageContract):
             yield storage
 
 
-class TestNotices(Signals, Parks):
+class TestNotices(Signals, LostSignals, Parks):
     """Notices arrive by polling, so the class does not declare that it pushes; yet they arrive."""
 
     async def declared(self) -> frozenset[Capability]:

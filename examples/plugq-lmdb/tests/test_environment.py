@@ -1,4 +1,4 @@
-"""What the contract can not see: bad folders, full maps, and other processes."""
+"""What the contract can not do by itself: bad folders, full maps, and processes that hold on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import lmdb
 import pytest
 
 from plugq.errors import ConfigError, InvalidJob, Unavailable
-from plugq.protocols import PluginContext
+from plugq.protocols import PluginContext, Storage
 from plugq.protocols.storage import ClaimRequest, NewJob, SweepRequest
+from plugq.testing.contract.outage import Outages
 from plugq_lmdb import LmdbOptions, LmdbStorage
 from plugq_lmdb._options import FIRST_SIZE
 
@@ -44,8 +45,8 @@ with env.begin() as txn:
 """
 
 
-def job(id: str, body: bytes = b"{}") -> NewJob:
-    return NewJob(queue="q", id=id, task="t", submission=b"s", body=body)
+def job(id: str, body: bytes = b"{}", lane: str | None = None) -> NewJob:
+    return NewJob(queue="q", id=id, task="t", submission=b"s", body=body, lane=lane)
 
 
 def storage_in(folder: Path, **options: object) -> LmdbStorage:
@@ -57,7 +58,8 @@ def holder(
     folder: Path, size: int = FIRST_SIZE, count: int = 1, program: str = HOLDER
 ) -> Iterator[subprocess.Popen[str]]:
     """Run another process that holds the write lock while the block runs."""
-    arguments = [str(folder / "jobs" / "default.lmdb"), str(size), str(count)]
+    (store,) = (folder / "jobs").iterdir()
+    arguments = [str(store), str(size), str(count)]
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stdin=subprocess.PIPE,
@@ -70,8 +72,26 @@ def holder(
         process.kill()
 
 
-async def claimed(storage: LmdbStorage) -> list[str]:
-    request = ClaimRequest(worker="w", number=1, queues=("q",), limit=1000)
+class TestLockedStore(Outages):
+    """Another process holds the write lock for longer than a write waits."""
+
+    @asynccontextmanager
+    async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
+        storage = LmdbStorage(LmdbOptions(path="jobs", lock_timeout="250ms"), context)
+        await storage.start()
+        try:
+            yield storage
+        finally:
+            await storage.stop()
+
+    @asynccontextmanager
+    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
+        with holder(context.base_dir):
+            yield
+
+
+async def claimed(storage: LmdbStorage, number: int = 1) -> list[str]:
+    request = ClaimRequest(worker="w", number=number, queues=("q",), limit=1000)
     return [lease.id for lease in (await storage.claim(request)).leases]
 
 
@@ -158,6 +178,33 @@ async def test_a_write_that_gets_no_turn_is_unavailable_and_does_not_happen(tmp_
     await again.start()
     assert await claimed(again) == []
     await again.stop()
+
+
+async def test_a_store_that_is_locked_can_be_stopped_and_started_again(tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    storage = storage_in(tmp_path, lock_timeout=0.1)
+    await storage.start()
+    await storage.submit([job("a")])
+    with holder(tmp_path):
+        await storage.stop()
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=r"raise storage\.lock_timeout"):
+                await storage.start()
+    await storage.start()
+    assert await claimed(storage) == ["a"]
+    await storage.stop()
+    assert set(threading.enumerate()) == threads
+
+
+async def test_what_is_stopped_while_locked_is_closed_once_the_lock_is_free(tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    storage = storage_in(tmp_path, lock_timeout=0.1)
+    await storage.start()
+    with holder(tmp_path):
+        await storage.stop()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join()
+    lmdb.open(str(tmp_path / "jobs" / "default.lmdb")).close()
 
 
 async def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Writes the tables of docs/conformance.md: ``python tests/unit/testing/table.py``.
 
-They are made of what the modules in broken/ are parametrised with: ``CASES``, and every constant
-that is a mapping from classes to names. A module that has neither has no table.
+They are made of what the modules in broken/ and a few others are parametrised with: ``CASES``,
+and every constant that is a mapping from classes to names. A module that has neither has no table.
+Where a class is the contract for a broken plugin, what is shown is the plugin.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ from types import ModuleType
 from typing import Any
 
 FOLDER = Path(__file__).with_name("broken")
-PAGE = Path(__file__).parents[3] / "docs" / "conformance.md"
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "conformance.md"
+#: What proves parts of the contract for which the storage in memory is too little.
+ELSEWHERE = {
+    "processes": ROOT / "plugins" / "sqlite" / "tests" / "test_broken.py",
+    "crashes": ROOT / "tests" / "faults" / "test_broken_crashes.py",
+}
 BEGIN, END = "<!-- tables: nox -s tables -->", "<!-- end of tables -->"
 #: Where the tables of a module come in, the others come behind them by name.
-ORDER = ("storage", "limiter", "serde", "capabilities", "concurrency", "crashes", "cost", "model")
+ORDER = (
+    *("storage", "limiter", "serde", "capabilities", "concurrency", "processes", "crashes"),
+    *("cost", "model"),
+)
+_PROMISE = re.compile(r"I\d+")
 
 
 def load(path: Path) -> ModuleType:
     """Import a test module from its file: folders of tests are no packages."""
-    name = "_".join(("tabled", *path.relative_to(FOLDER).with_suffix("").parts))
+    name = "_".join(("tabled", *path.relative_to(ROOT).with_suffix("").parts))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -39,7 +50,7 @@ def modules() -> dict[str, ModuleType]:
     found = {
         "/".join(path.relative_to(FOLDER).with_suffix("").parts).replace("test_", ""): path
         for path in sorted(FOLDER.rglob("test_*.py"))
-    }
+    } | ELSEWHERE
     known = {name: at for at, name in enumerate(ORDER)}
     order = sorted(found, key=lambda name: (known.get(name.partition("/")[0], len(known)), name))
     return {name: load(found[name]) for name in order}
@@ -49,10 +60,18 @@ def caught(module: ModuleType) -> dict[type, list[str]]:
     """Return the broken plugins of a module, each with the names of what catches it."""
     table: dict[type, list[str]] = {}
     for broken, name in _pairs(module):
-        names = table.setdefault(broken, [])
+        names = table.setdefault(_plugin(broken), [])
         if name not in names:
             names.append(name)
     return table
+
+
+def _plugin(broken: type) -> type:
+    """Return what a contract is opened for; another class is itself what is broken."""
+    for name in ("broken", "storage"):
+        if isinstance(plugin := vars(broken).get(name), type):
+            return plugin
+    return broken
 
 
 def _pairs(module: ModuleType) -> Iterator[tuple[type, str]]:
@@ -60,14 +79,17 @@ def _pairs(module: ModuleType) -> Iterator[tuple[type, str]]:
         values = getattr(case, "values", case)
         broken = next((value for value in values if isinstance(value, type)), None)
         if broken is not None:
-            yield from ((broken, value) for value in values if isinstance(value, str))
+            words = [value for value in values if isinstance(value, str)]
+            # Beside the name of a test, the number of a promise says nothing of what catches it.
+            names = [word for word in words if not _PROMISE.fullmatch(word)] or words
+            yield from ((broken, name) for name in names)
     for constant, mapping in vars(module).items():
         if not (constant.isupper() and isinstance(mapping, Mapping)):
             continue
         for key, value in mapping.items():
-            names: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(_each(value))
+            given: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(_each(value))
             if isinstance(key, type):
-                yield from ((key, name) for name in names if isinstance(name, str))
+                yield from ((key, name) for name in given if isinstance(name, str))
 
 
 def _each(value: object) -> Iterator[object]:
@@ -87,7 +109,7 @@ def tables() -> str:
         parts += ["|---|---|---|"]
         for broken, names in rows.items():
             fault = (vars(broken).get("__doc__") or _words(broken)).split("\n\n")[0]
-            listed = ", ".join(f"`{_cell(name)}`" for name in names)
+            listed = ", ".join(f"`{_cell(name.removeprefix('test_'))}`" for name in names)
             parts.append(f"| `{broken.__name__}` | {_cell(fault)} | {listed} |")
         parts.append("")
     return "\n".join(parts)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from plugq.job import AttemptRecord, JobRecord, JobState
 from plugq.protocols.storage import Stats, TaskStats
-from plugq.testing.ledger import Expected, Ledger, Line, check, missing_ticks
+from plugq.testing.ledger import Expected, Ledger, Line, check, check_ticks
 
 
 class Story:
@@ -172,10 +173,57 @@ def test_a_dead_holder_frees_its_lane() -> None:
     assert story.check() == []
 
 
-def test_ticks_come_once_and_none_is_missing() -> None:
-    assert missing_ticks([0.5, 0.0, 1.0], 0.5) == []
-    assert missing_ticks([0.0, 0.5, 0.5], 0.5) == ["I12: tick 0.5 was submitted twice"]
-    assert missing_ticks([0.0, 1.0], 0.5) == ["I12: no tick between 0.0 and 1.0"]
+def ticked(tick: str, *, id: str = "", attempt: int = 1, token: int = 1) -> Line:
+    return Line(kind="start", id=id or tick, tick=tick, attempt=attempt, token=token, pid=7, at=1.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "broken"),
+    [
+        ([ticked("1"), ticked("2")], []),
+        ([ticked("1"), ticked("2"), ticked("3")], []),
+        ([ticked("1"), ticked("1", attempt=2, token=2), ticked("2")], []),
+        ([ticked("1", attempt=2), ticked("2")], []),
+        ([ticked("1")], ["I12: nothing was submitted for tick 2"]),
+        ([ticked("1"), ticked("2"), ticked("4")], ["I12: 4 was submitted and is no tick"]),
+        (
+            [ticked("1"), ticked("1", token=2), ticked("2")],
+            ["I12: tick 1 was submitted more than once"],
+        ),
+        (
+            [ticked("1"), ticked("1", id="other", attempt=2), ticked("2")],
+            ["I12: tick 1 was submitted more than once"],
+        ),
+    ],
+)
+def test_ticks_come_once_and_none_is_missing(lines: list[Line], broken: list[str]) -> None:
+    assert check_ticks(lines, ["1", "2"], ["3"]) == broken
+
+
+def test_tokens_rise_in_the_order_in_which_one_process_starts() -> None:
+    story = Story()
+    story.lines = [*run("b", 2, 1, at=2.0), *run("a", 1, 2, at=1.0)]
+    story.records = [record("a", 2), record("b", 1)]
+    story.results = {}
+    late = "I5: 'b' has token 1 and was granted after 'a', which has 2"
+    assert story.check() == [late]
+    threaded = [msgspec.structs.replace(line, threaded=True) for line in story.lines]
+    story.lines = threaded
+    assert story.check() == []
+
+
+@pytest.mark.parametrize("first", [{"kind": "submit", "id": "b", "pid": 1}, {"kind": "begin"}])
+def test_tokens_rise_from_what_had_started_to_what_could_be_granted_only_then(
+    first: dict[str, Any],
+) -> None:
+    story = Story()
+    others = [msgspec.structs.replace(line, pid=8) for line in run("b", 2, 1, at=2.0)]
+    story.lines = [*run("a", 1, 2, at=1.0), *others]
+    story.records = [record("a", 2), record("b", 1)]
+    story.results = {}
+    assert story.check() == []
+    story.lines.append(Line(**{"pid": 8, "at": 1.5, **first}))
+    assert story.check() == ["I5: 'b' has token 1 and was granted after 'a', which has 2"]
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

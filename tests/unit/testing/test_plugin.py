@@ -64,6 +64,20 @@ class TestForgetful(TestMine):
         yield storage
 """
 
+PATIENT = """
+import asyncio
+
+class TestShort(TestMine):
+    longest = 0.0
+
+    async def test_in_steps(self):
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+class TestLong(TestShort):
+    longest = 60.0
+"""
+
 
 def test_a_contract_runs_without_an_async_plugin(session: pytest.Pytester) -> None:
     session.makepyfile(CONTRACT)
@@ -87,6 +101,15 @@ def test_a_failure_of_a_contract_is_told_in_full(session: pytest.Pytester) -> No
     result = session.runpytest_subprocess("-q", "-k", chosen)
     result.assert_outcomes(failed=1, passed=1, deselected=result.parseoutcomes()["deselected"])
     result.stdout.fnmatch_lines("E *assert [[]] == *accepted*")
+
+
+def test_a_contract_may_ask_for_more_time(session: pytest.Pytester) -> None:
+    session.makeconftest("import plugq.testing.plugin as plugin\nplugin.DEFAULT_LIMIT = 0.0\n")
+    session.makepyfile(CONTRACT + PATIENT)
+    result = session.runpytest_subprocess("-q", "-k", "in_steps")
+    result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
+    result.stdout.fnmatch_lines("*did not end within 0 s*")
+    result.stdout.fnmatch_lines("FAILED *TestShort*")
 
 
 def test_what_is_no_contract_is_left_alone(session: pytest.Pytester) -> None:

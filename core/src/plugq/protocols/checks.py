@@ -200,6 +200,9 @@ def check_swap(changes: Sequence[RegisterChange]) -> None:
 def _settings(settings: QueueSettings) -> None:
     for name in ("max_running", "lane_max_running", "max_length"):
         _whole(name, getattr(settings, name))
+    if settings.lane_max_running < 1:
+        message = "lane_max_running: no job of a lane could ever start; give 1 or more"
+        raise InvalidJob(message)
     _text(settings.queue)
 
 

@@ -82,6 +82,8 @@ class Resume(msgspec.Struct, frozen=True, tag="resume"):
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What decides the claims of a queue, stored with it; ``None`` means no limit.
 
+    A lane runs at least one job.
+
     ``limits`` and ``lane_limits`` say which limiters bound the starts of the queue and of each of
     its lanes. Both are opaque to a storage; where one is not empty, the queue is limited and
     grants only what a claim has budgets for.

@@ -16,8 +16,9 @@ What holds for every verb:
   happened, :class:`~plugq.errors.OutcomeUnknown` when it may have happened. No foreign exception
   gets out.
 * **Values.** A number of seconds that is not finite, a whole number beyond 64 bits and text that
-  UTF-8 can not write are refused with :class:`~plugq.errors.InvalidJob`, and the whole call with
-  them; :mod:`plugq.protocols.checks` does it. Negative times are legal and count as passed.
+  UTF-8 can not write are refused by every verb that writes with
+  :class:`~plugq.errors.InvalidJob`, and the whole call with them; :mod:`plugq.protocols.checks`
+  does it. Negative times are legal and count as passed.
 * **Cost.** O(log n) a job. No verb scans finished, future or blocked jobs.
 * Concurrent calls are allowed; what arrives while a write is under way goes into the next one.
 """

@@ -10,6 +10,7 @@ environment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import sys
@@ -44,9 +45,10 @@ class Child:
         self._errors = errors
 
     async def say(self, value: Any) -> None:
-        """Tell the child something."""
-        self._stdin.write(msgspec.json.encode(value) + b"\n")
-        await self._stdin.drain()
+        """Tell the child something; one that has ended does not hear it."""
+        with contextlib.suppress(ConnectionError):
+            self._stdin.write(msgspec.json.encode(value) + b"\n")
+            await self._stdin.drain()
 
     async def hear(self) -> Any:
         """Return what the child says next; it must not end instead."""

@@ -13,6 +13,7 @@ import msgspec
 import plugq
 from plugq.assembly import App, Assembly, Worker
 from plugq.protocols.plugin import Capability
+from plugq.testing.contract.scene import Scene
 from plugq.testing.ledger import Expected, Ledger
 
 if TYPE_CHECKING:
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
 #: Seconds that a lease lasts, unless a test says otherwise.
 LEASE = 1.0
-#: Seconds between the ticks of the schedule.
-EVERY = 0.25
-SCHEDULE = "tick"
+#: Jobs that a submitter puts into one call.
+CALL = 8
+#: The names of the schedules, each with the seconds between its ticks, and the rules for it.
+SCHEDULES: Mapping[str, tuple[float, Mapping[str, Any]]] = {
+    "interval": (0.25, {"every": 0.25}),
+    "cron": (1.0, {"cron": "* * * * * *"}),
+}
 
 
 class Opened:
@@ -117,13 +122,15 @@ def client(contract: Contract, context: PluginContext) -> Client:
     return assembly(contract, context).client()
 
 
-def application(ledger: Ledger, *, ticking: bool) -> App:
+def application(ledger: Ledger) -> App:
     """Return the application whose handlers note what they do."""
     app = App()
 
     def facts(payload: Any) -> dict[str, Any]:
         ctx = plugq.current()
+        schedule, _, tick = ctx.job.id.partition("@")
         return {
+            "tick": tick if schedule in SCHEDULES else None,
             "id": ctx.job.id,
             "queue": ctx.job.queue,
             "lane": ctx.job.lane,
@@ -138,6 +145,8 @@ def application(ledger: Ledger, *, ticking: bool) -> App:
         ledger.note("start", **known)
         try:
             await asyncio.sleep(payload.get("hold", 0.0))
+            if known["attempt"] == 1:
+                await asyncio.sleep(payload.get("stuck", 0.0))
             ledger.note("effect", **known)
         finally:
             ledger.note("end", **known)
@@ -147,7 +156,7 @@ def application(ledger: Ledger, *, ticking: bool) -> App:
     def thread(payload: Any) -> int:
         known = facts(payload)
         for kind in ("start", "effect", "end"):
-            ledger.note(kind, **known)
+            ledger.note(kind, **known, threaded=True)
         return plugq.current().token
 
     @app.task("poison")
@@ -155,36 +164,30 @@ def application(ledger: Ledger, *, ticking: bool) -> App:
         ledger.note("start", **facts(payload))
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
-    if ticking:
-        app.schedule(
-            SCHEDULE,
-            plugq.job("note", {}),
-            every=EVERY,
-            catch_up="all",
-            overlap="allow",
-        )
     return app
 
 
-async def work(side: Side, ledger: str, *, lease: float = LEASE, ticking: bool = False) -> None:
+async def work(side: Side, ledger: str, *, lease: float = LEASE) -> None:
     """Work until the parent says stop."""
     made = assembly(side.contract, side.context, lease)
-    app = application(Ledger(Path(ledger)), ticking=ticking)
-    async with Worker(app, assembly=made):
+    book = Ledger(Path(ledger))
+    book.note("begin")
+    async with Worker(application(book), assembly=made):
         side.say(os.getpid())
         await side.hear()
 
 
 async def submit(side: Side, specs: list[Mapping[str, Any]]) -> None:
-    """Submit in several calls and tell of each that was acknowledged."""
+    """Submit in several calls and tell of each answer the ids, and whether they were accepted."""
     wanted = msgspec.convert(specs, list[Spec])
     async with client(side.contract, side.context) as one:
         side.say("ready")
         await side.hear()
-        for start in range(0, len(wanted), 8):
-            some = wanted[start : start + 8]
-            await one.submit_many([spec.request() for spec in some])
-            side.say([spec.id for spec in some])
+        for start in range(0, len(wanted), CALL):
+            some = wanted[start : start + CALL]
+            handles = await one.submit_many([spec.request() for spec in some])
+            pairs = zip(some, handles, strict=True)
+            side.say([(spec.id, handle.outcome == "accepted") for spec, handle in pairs])
 
 
 async def cancel(side: Side, ids: Sequence[str]) -> None:
@@ -194,4 +197,14 @@ async def cancel(side: Side, ids: Sequence[str]) -> None:
         side.say("done")
 
 
-__all__ = ["EVERY", "LEASE", "SCHEDULE", "Opened", "Spec", "application", "assembly", "client"]
+async def hold(side: Side, id: str) -> None:
+    """Hold a long lease of a job until the parent says so, and tell whether it was lost."""
+    async with side.contract.open(side.context) as storage:
+        scene = Scene(side.contract, side.context, storage)
+        lease = await scene.take(id, lease=600.0, worker="holder")
+        side.say(lease.token)
+        await side.hear()
+        side.say((await scene.settle(lease)).lost)
+
+
+__all__ = ["CALL", "LEASE", "SCHEDULES", "Opened", "Spec", "application", "assembly", "client"]

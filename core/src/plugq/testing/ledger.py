@@ -1,6 +1,7 @@
 """What handlers noted outside plugq, held against what the store says: pure.
 
-Each handler writes when it starts, when its effect is done and when it returns. The file is only
+Each handler writes when it starts, when its effect is done and when it returns; a story writes
+before it submits a job for the first time, and a worker before it opens the store. The file is only
 ever appended to, so it outlives whoever wrote it, and no storage can make it agree with itself.
 """
 
@@ -9,33 +10,38 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from plugq.job import JobRecord
     from plugq.protocols.storage import Stats
 
-Kind = Literal["start", "effect", "end"]
+Kind = Literal["submit", "begin", "start", "effect", "end"]
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a handler did. ``at`` is the machine's monotonic time in seconds."""
+    """One thing that was done. ``at`` is the machine's monotonic time in seconds.
+
+    ``threaded`` says that the handler had a thread of its own, ``tick`` for which tick of a
+    schedule the job is, as its id has it.
+    """
 
     kind: Kind
-    id: str
-    token: int
-    attempt: int
     pid: int
     at: float
+    id: str = ""
+    token: int = 0
+    attempt: int = 0
     queue: str = "default"
     lane: str | None = None
     payload: Any = None
+    threaded: bool = False
+    tick: str | None = None
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +130,7 @@ def check(
         ]
     broken += _repeats(records, lines)
     broken += _tokens(starts)
+    broken += _grants(lines)
     broken += _results(found, lines, results or {})
     broken += _lanes(lines, records)
     broken += _counts(stats, len(known))
@@ -178,6 +185,51 @@ def _tokens(starts: Mapping[tuple[str, str], Sequence[Line]]) -> list[str]:
     return broken
 
 
+def _grants(lines: Sequence[Line]) -> list[str]:
+    """Hold tokens against the order in which leases were granted, as far as that is known.
+
+    What starts later in one process was granted later, but for threads, which start as they like.
+    A lease is granted after its job was submitted and after its worker began, so with a higher
+    token than whatever had started by then, wherever that was.
+    """
+    starts = sorted((line for line in lines if line.kind == "start"), key=lambda x: x.at)
+    submitted = {(x.queue, x.id): x.at for x in lines if x.kind == "submit"}
+    begun = {line.pid: line.at for line in lines if line.kind == "begin"}
+    broken: list[str] = []
+    highest: dict[tuple[str, int], Line] = {}
+    for line in starts:
+        if line.threaded:
+            continue
+        before = highest.get((line.queue, line.pid))
+        if before is not None and before.token >= line.token:
+            broken.append(_late(line, before))
+        highest[line.queue, line.pid] = line
+    granted = sorted(
+        starts,
+        key=lambda x: max(submitted.get((x.queue, x.id), 0.0), begun.get(x.pid, 0.0)),
+    )
+    top: dict[str, Line] = {}
+    passed = iter(starts)
+    coming = next(passed, None)
+    for line in granted:
+        since = max(submitted.get((line.queue, line.id), 0.0), begun.get(line.pid, 0.0))
+        while coming is not None and coming.at < since:
+            if coming.queue not in top or coming.token > top[coming.queue].token:
+                top[coming.queue] = coming
+            coming = next(passed, None)
+        before = top.get(line.queue)
+        if before is not None and before.token >= line.token:
+            broken.append(_late(line, before))
+    return broken
+
+
+def _late(line: Line, before: Line) -> str:
+    return (
+        f"I5: {line.id!r} has token {line.token} and was granted after {before.id!r}, "
+        f"which has {before.token}"
+    )
+
+
 def _results(
     found: Mapping[tuple[str, str], JobRecord], lines: Sequence[Line], results: Mapping[str, Any]
 ) -> list[str]:
@@ -226,14 +278,29 @@ def _counts(stats: Stats, accepted: int) -> list[str]:
     return [f"I13: {accepted} accepted, counted as {counted}, stored {stored}, removed {removed}"]
 
 
-def missing_ticks(ticks: Sequence[float], every: float) -> list[str]:
-    """Return what I12 forbids in the ticks that were submitted, in seconds."""
-    order = sorted(ticks)
-    broken = [
-        f"I12: tick {tick} was submitted twice" for tick, n in Counter(order).items() if n > 1
+def check_ticks(
+    lines: Sequence[Line], due: Sequence[str], perhaps: Collection[str] = ()
+) -> list[str]:
+    """Return what I12 forbids in the ticks of one schedule whose jobs have run.
+
+    Each that is ``due`` was submitted once and none else, but for what may be ``perhaps``: what
+    fell due while the schedule was made or taken away.
+    """
+    jobs: dict[str, set[str]] = {}
+    first: Counter[str] = Counter()
+    for line in lines:
+        if line.kind == "start" and line.tick is not None:
+            jobs.setdefault(line.tick, set()).add(line.id)
+            # A second first attempt is that of a second submission, whatever its id.
+            first[line.tick] += line.attempt == 1
+    broken = [f"I12: nothing was submitted for tick {tick}" for tick in due if tick not in jobs]
+    allowed = {*due, *perhaps}
+    broken += [f"I12: {tick} was submitted and is no tick" for tick in jobs if tick not in allowed]
+    return broken + [
+        f"I12: tick {tick} was submitted more than once"
+        for tick, ids in jobs.items()
+        if len(ids) > 1 or first[tick] > 1
     ]
-    gaps = pairwise(order)
-    return broken + [f"I12: no tick between {a} and {b}" for a, b in gaps if b - a > 1.5 * every]
 
 
-__all__ = ["Expected", "Kind", "Ledger", "Line", "check", "missing_ticks"]
+__all__ = ["Expected", "Kind", "Ledger", "Line", "check", "check_ticks"]

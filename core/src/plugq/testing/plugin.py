@@ -41,7 +41,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 async def _bounded(item: pytest.Function) -> None:
-    limit = item.config.stash.get(LIMIT, DEFAULT_LIMIT)
+    limit = item.config.stash.get(LIMIT, None)
+    if limit is None:
+        limit = max(DEFAULT_LIMIT, getattr(item.cls, "longest", 0.0))
     try:
         async with asyncio.timeout(limit) as bound:
             await item.obj()

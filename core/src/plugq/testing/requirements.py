@@ -59,16 +59,33 @@ def requires(
                 raise MissingCapability(missing)
             await test(contract)
 
-        setattr(run, _ATTRIBUTE, frozenset(capabilities))
+        setattr(run, _ATTRIBUTE, frozenset(capabilities) | required_by(test))
         return run
 
     return decorate
 
 
+def concerns(
+    *capabilities: Capability,
+) -> Callable[
+    [Callable[[C], Coroutine[None, None, None]]],
+    Callable[[C], Coroutine[None, None, None]],
+]:
+    """Say that a contract test, which runs without them too, is part of the proof of these."""
+
+    def decorate(
+        test: Callable[[C], Coroutine[None, None, None]],
+    ) -> Callable[[C], Coroutine[None, None, None]]:
+        setattr(test, _ATTRIBUTE, frozenset(capabilities) | required_by(test))
+        return test
+
+    return decorate
+
+
 def required_by(test: object) -> frozenset[Capability]:
-    """Return the capabilities without which a contract test is skipped."""
+    """Return the capabilities of which a contract test is part of the proof."""
     found: frozenset[Capability] = getattr(test, _ATTRIBUTE, frozenset())
     return found
 
 
-__all__ = ["MissingCapability", "MissingHook", "required_by", "requires"]
+__all__ = ["MissingCapability", "MissingHook", "concerns", "required_by", "requires"]

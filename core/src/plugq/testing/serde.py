@@ -7,9 +7,9 @@ from importlib import import_module
 # Whoever lacks it is told how to get it, instead of that a module of ours can not be imported.
 try:
     import_module("hypothesis")
-except ModuleNotFoundError as missing:
-    message = "SerdeContract needs Hypothesis; run: pip install 'plugq[testing]'"
-    raise ModuleNotFoundError(message, name="hypothesis") from missing
+except ModuleNotFoundError as _missing:
+    _message = "SerdeContract needs Hypothesis; run: pip install 'plugq[testing]'"
+    raise ModuleNotFoundError(_message, name="hypothesis") from _missing
 
 from plugq.testing.contract.serde_damage import Damage
 from plugq.testing.contract.serde_refusals import Refusals

@@ -199,13 +199,16 @@ def claim(tx: Transaction, request: ClaimRequest) -> ClaimReply:
     """Grant leases, or show again those that this claim was granted."""
     serving = _Claim(tx, request)
     key = claim_key(request.worker, request.number)
-    repeated = request.limit > 0 and tx.held(_keys.CLAIM + key, Claimed) is not None
+    # Its leases may outlive what is remembered of it, and the other way round.
+    held = list(tx.keys(_keys.HELD + key))
+    known = bool(held) or tx.held(_keys.CLAIM + key, Claimed) is not None
+    repeated = known and request.limit > 0
     if repeated:
-        for at in tx.keys(_keys.HELD + key):
-            job = tx.job(_sequence_of(tx, _keys.HELD + key + at))
+        for lease in held:
+            job = tx.job(_sequence_of(tx, _keys.HELD + key + lease))
             serving.granted.append(job.leased(tx.now, tx.blob(_keys.BODY, job) or b""))
-        place = {name: place for place, name in enumerate(request.queues)}
-        serving.granted.sort(key=lambda lease: (place.get(lease.queue, len(place)), lease.token))
+        place = {name: place for place, name in enumerate(dict.fromkeys(request.queues))}
+        serving.granted.sort(key=lambda each: (place.get(each.queue, len(place)), each.token))
     for name in dict.fromkeys(request.queues):
         queue = tx.find_queue(name)
         if queue is not None:
@@ -312,7 +315,7 @@ def _settle(tx: Transaction, settlement: Settlement) -> SettleReply:
     tally.totals[_COUNTED[outcome]] += 1
     if state is JobState.DELAYED:
         at = settlement.at if outcome is Outcome.RETRY else None
-        job.ready_at = tx.now + settlement.delay if at is None else max(tx.now, at)
+        job.ready_at = max(tx.now, tx.now + settlement.delay if at is None else at)
     tx.place(job, state)
     return SettleReply(state)
 

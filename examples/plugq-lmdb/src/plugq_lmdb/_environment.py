@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import lmdb
 
+from plugq import failpoints
 from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
 from plugq_lmdb._options import FIRST_SIZE
 
@@ -64,13 +65,15 @@ class Environment:
 
     def __init__(self, settings: Settings) -> None:
         self.path = settings.folder
+        #: Whether anything was written in the transaction under way.
+        self.wrote = False
         #: The latest time that was told in this process.
         self.latest = 0.0
         self._max_size = settings.max_size
         self._users = 0
         self._calls: list[_Call] = []
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._closed = False
         #: Held by a reading transaction, as no other may be open while the map is resized.
         self._gate = threading.Lock()
         self._env = lmdb.open(
@@ -99,6 +102,8 @@ class Environment:
                 if environment is None:
                     environment = cls._registry[key] = cls(settings)
                 environment._users += 1
+                # It may still be waiting for another process before it can close.
+                environment._set_closing(closing=False)
                 return environment
         except OSError as error:
             raise ConfigError(
@@ -120,27 +125,32 @@ class Environment:
         for environment in inherited.values():
             environment._env.close()  # noqa: SLF001 - its own class
 
-    async def release(self) -> None:
+    async def release(self, timeout: float) -> None:
         """Let go of it; the last user closes it once all that was called has been answered."""
-        try:
-            if self._users == 1:
-                await self.write(lambda _: None, 5.0)
-        except Unavailable:
-            # Another process holds the lock: the thread ends when it gets it.
-            stuck = True
-        else:
-            stuck = False
+        stuck = False
+        if self._users == 1:
+            try:
+                await self.write(lambda _: None, timeout)
+            except PlugqError:
+                # Another process holds the lock: the thread closes it when it gets that.
+                stuck = True
         with self._turn:
             self._users -= 1
             if self._users:
                 return
-            self._registry.pop(self.path.resolve(), None)
-            with self._changed:
-                self._closing = True
-                self._changed.notify()
-            self._reader.shutdown()
-            if not stuck:
-                self._writer.join()
+            self._set_closing(closing=True)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: stuck or self._closed or not self._closing,
+                timeout,
+            )
+        if self._closed:
+            self._writer.join()
+
+    def _set_closing(self, *, closing: bool) -> None:
+        with self._changed:
+            self._closing = closing
+            self._changed.notify_all()
 
     def forget_the_dead(self) -> None:
         """Let go of the snapshots of processes that were killed, which would make the file grow."""
@@ -176,7 +186,7 @@ class Environment:
         call = _Call(run)
         with self._changed:
             self._calls.append(call)
-            self._changed.notify()
+            self._changed.notify_all()
         try:
             await asyncio.wait((call.future,), timeout=timeout)
             with self._changed:
@@ -193,9 +203,21 @@ class Environment:
         return result
 
     def _work(self) -> None:
-        while calls := self._next_calls():
-            self._serve(calls)
+        while not self._closed:
+            while calls := self._next_calls():
+                self._serve(calls)
+            with self._turn:
+                # Somebody may have opened the folder again meanwhile.
+                if not self._users:
+                    self._close()
+
+    def _close(self) -> None:
+        self._registry.pop(self.path.resolve(), None)
+        self._reader.shutdown()
         self._env.close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def _next_calls(self) -> list[_Call]:
         with self._changed:
@@ -240,6 +262,7 @@ class Environment:
 
     def _attempt(self, calls: list[_Call]) -> list[_Call]:
         served = []
+        self.wrote = False
         txn = self._env.begin(write=True)
         try:
             for call in calls:
@@ -251,6 +274,8 @@ class Environment:
         except BaseException:
             txn.abort()
             raise
+        if failpoints.ARMED and self.wrote:
+            failpoints.hit("storage.commit.before")
         try:
             txn.commit()
         except lmdb.MapFullError:
@@ -258,6 +283,8 @@ class Environment:
         except lmdb.Error as error:
             # What was written may or may not be found again when the folder is next opened.
             raise OutcomeUnknown(f"{self.path} failed while writing: {error}") from None
+        if failpoints.ARMED and self.wrote:
+            failpoints.hit("storage.commit.after")
         return served
 
     def _run(self, call: _Call, txn: lmdb.Transaction[bytes]) -> None:

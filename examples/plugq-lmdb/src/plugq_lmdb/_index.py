@@ -140,15 +140,15 @@ def _ready_times(view: View, queue: Queue) -> Iterator[float]:
     ready = _keys.READY + short(queue.number)
     order = view.first(ready)
     while order is not None:
-        yield _keys.moment_in(order, 4)
-        order = view.first(ready, order[:4] + b"\xff" * 16)
+        yield _keys.moment_in(order, _keys.PRIORITY)
+        order = view.first(ready, order[: _keys.PRIORITY] + b"\xff" * 16)
     if queue.lane_limit > 1:
         prefix = _keys.LANE + short(queue.number)
         for key in list(view.keys(prefix)):
             lane = view.held(prefix + key, Lane)
             if lane is not None and lane.head is not None:
                 shown = islice(view.keys(line(queue, lane.name)), queue.lane_limit - lane.running)
-                yield from (_keys.moment_in(order, 4) for order in shown)
+                yield from (_keys.moment_in(order, _keys.PRIORITY) for order in shown)
 
 
 def edit(tx: Transaction, change: Edit) -> list[EditReply]:

@@ -22,7 +22,7 @@ READY, LINE = b"r", b"l"
 DELAYED, PARKED = b"d", b"p"
 #: By time and sequence: deadlines of waiting and of running jobs, leases, retention.
 WAITING_DEADLINE, RUNNING_DEADLINE, LAPSE, RETENTION = b"w", b"x", b"m", b"e"
-#: By worker and number: claims; by worker, number and token: the leases of each.
+#: By worker and number: claims; by these, queue and token: the leases of each.
 CLAIM, HELD = b"c", b"k"
 #: By digest: batches, watching peers. By queue and peer: who is idle.
 BATCH, PEER, IDLE = b"b", b"M", b"y"
@@ -33,10 +33,11 @@ EXPIRY, QUIET_EXPIRY = b"G", b"g"
 
 _number = struct.Struct(">Q")
 _time = struct.Struct(">d")
-_order = struct.Struct(">IdQ")
+_order = struct.Struct(">QdQ")
 _short = struct.Struct(">I")
-_OFFSET = 1 << 31
 _SIGN = 1 << 63
+#: Bytes of an order that are its priority.
+PRIORITY = 8
 #: Bytes of a register's key that are kept as they are.
 _LONGEST = 400
 
@@ -81,7 +82,7 @@ def number_in(data: bytes, start: int) -> int:
 
 def order(priority: int, ready_at: float, sequence: int) -> bytes:
     """Return what a queue is ordered by: priority from high to low, ready time, sequence."""
-    return _order.pack(_OFFSET - priority, max(0.0, ready_at), sequence)
+    return _order.pack(_SIGN - 1 - priority, max(0.0, ready_at), sequence)
 
 
 def register(text: str) -> bytes:

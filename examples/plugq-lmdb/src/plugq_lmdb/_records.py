@@ -238,6 +238,11 @@ class Queue(msgspec.Struct, array_like=True):
         return self.settings is not None and bool(self.settings.limits or self.settings.lane_limits)
 
     @property
+    def most(self) -> int | None:
+        """How many jobs may wait in it."""
+        return None if self.settings is None else self.settings.max_length
+
+    @property
     def lane_limit(self) -> int:
         """How many jobs of a lane may run at once."""
         return 1 if self.settings is None else self.settings.lane_max_running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -11,6 +12,7 @@ from plugq.lifecycle import Lifecycle
 from plugq.protocols import (
     API_VERSION,
     Capability,
+    checks,
 )
 from plugq.protocols.storage import Heard, Notice, Resync
 from plugq_lmdb import _index, _registers
@@ -78,6 +80,7 @@ class LmdbStorage(Lifecycle):
         self._settings = settings_from(options, context.base_dir, context.namespace)
         self._environment: Environment | None = None
         self._streams: set[Stream[Any]] = set()
+        self._closing: asyncio.Future[None] | None = None
 
     async def _start(self) -> None:
         self._environment = Environment.open(self._settings)
@@ -89,20 +92,28 @@ class LmdbStorage(Lifecycle):
             await stream.aclose()
         environment, self._environment = self._environment, None
         if environment is not None:
-            await environment.release()
+            release = environment.release(self._settings.lock_timeout)
+            self._closing = asyncio.ensure_future(release)
+        if self._closing is not None:
+            # Kept until it is done: a stop that is cancelled here is made again.
+            await asyncio.shield(self._closing)
+            self._closing = None
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""
         jobs = tuple(jobs)
+        checks.check_submit(jobs)
         return await self._write(lambda tx: submit(tx, jobs))
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
         jobs = tuple(jobs)
+        checks.check_restore(jobs)
         await self._write(lambda tx: restore(tx, jobs))
 
     async def claim(self, request: ClaimRequest) -> ClaimReply:
         """Grant leases in order."""
+        checks.check_claim(request)
         return await self._write(lambda tx: claim(tx, request), request.peer)
 
     async def settle(
@@ -111,6 +122,8 @@ class LmdbStorage(Lifecycle):
         claim: ClaimRequest | None = None,
     ) -> tuple[Sequence[SettleReply], ClaimReply | None]:
         """End attempts, then serve the claim, in one transaction."""
+        checks.check_settle(settlements)
+        checks.check_claim(claim)
         peer = "" if claim is None else claim.peer
         return await self._write(lambda tx: settle(tx, settlements, claim), peer)
 
@@ -122,10 +135,12 @@ class LmdbStorage(Lifecycle):
         holder: Holder | None = None,
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted."""
+        checks.check_renew(leases, lease, holder)
         return await self._write(lambda tx: renew(tx, leases, lease, holder))
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
+        checks.check_sweep(request)
         self._opened().forget_the_dead()
         return await self._write(lambda tx: sweep(tx, request))
 
@@ -153,6 +168,7 @@ class LmdbStorage(Lifecycle):
 
     async def edit(self, edit: Edit) -> Sequence[EditReply]:
         """Make an operator's change."""
+        checks.check_edit(edit)
         return await self._write(lambda tx: _index.edit(tx, edit))
 
     async def load(self, keys: Sequence[str]) -> Loaded:
@@ -161,6 +177,7 @@ class LmdbStorage(Lifecycle):
 
     async def swap(self, changes: Sequence[RegisterChange]) -> Swapped:
         """Make all changes or none."""
+        checks.check_swap(changes)
         return await self._write(lambda tx: _registers.swap(tx, changes))
 
     async def scan(self, prefix: str) -> Sequence[Register]:
@@ -223,7 +240,7 @@ class LmdbStorage(Lifecycle):
             tx = Transaction(txn, environment.tick(self._clock.time()))
             result = verb(tx)
             environment.tick(tx.now)
-            tx.close(caller)
+            environment.wrote = tx.close(caller) or environment.wrote
             return result
 
         return await environment.write(run, self._settings.lock_timeout)

@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING
 from plugq.job import JobState
 from plugq.protocols.storage import SubmitReply, SubmitStatus
 from plugq_lmdb import _keys
-from plugq_lmdb._records import job_from, restored_from
+from plugq_lmdb._records import Job, job_from, restored_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from plugq.job import JobRecord
     from plugq.protocols.storage import NewJob
-    from plugq_lmdb._records import Job
     from plugq_lmdb._transaction import Transaction
 
 
 def submit(tx: Transaction, jobs: Sequence[NewJob]) -> list[SubmitReply]:
     """Store jobs in the order given, unless one of them finds its queue full or drained."""
     queues = [tx.queue(name) for name in {new.queue for new in jobs}]
-    if any(queue.draining or (queue.settings and queue.settings.max_length) for queue in queues):
+    if any(queue.draining or queue.most is not None for queue in queues):
         refused = _refusal(tx, jobs)
         if refused is not None:
             return refused
@@ -32,7 +31,6 @@ def _judge(tx: Transaction, new: NewJob) -> SubmitReply | None:
     """Return why a job is not stored, ``None`` if it is to be."""
     job = tx.find_job(new.queue, new.id)
     if job is not None and job.expired(tx.now):
-        tx.remove(job)
         job = None
     if job is not None:
         cancelled = job.state is JobState.CANCELLED
@@ -80,10 +78,9 @@ def _refusal(tx: Transaction, jobs: Sequence[NewJob]) -> list[SubmitReply] | Non
     verdicts: dict[str, SubmitStatus] = {}
     for name in {job.queue for place, job in enumerate(jobs) if place not in replies}:
         queue = tx.queue(name)
-        most = None if queue.settings is None else queue.settings.max_length
         if queue.draining:
             verdicts[name] = SubmitStatus.DRAINING
-        elif most is not None and added.get(name) and queue.waiting + added[name] > most:
+        elif queue.most is not None and queue.waiting + added[name] > queue.most:
             verdicts[name] = SubmitStatus.FULL
     if not verdicts:
         return None
@@ -95,14 +92,15 @@ def _refusal(tx: Transaction, jobs: Sequence[NewJob]) -> list[SubmitReply] | Non
 
 
 def _store(tx: Transaction, new: NewJob) -> SubmitReply:
-    former = tx.find_job(new.queue, new.id)
-    if former is not None:
-        tx.remove(former)
     tx.meta.sequence += 1
     job = job_from(new, tx.meta.sequence)
-    job.generation = 0 if former is None else former.generation + 1
+    former = tx.find_job(new.queue, new.id)
+    if former is not None:
+        # Once its retention has passed an id is new.
+        job.generation = 0 if former.expired(tx.now) else former.generation + 1
+        tx.remove(former)
     job.submitted_at = tx.now
-    job.ready_at = tx.now + new.delay if new.run_at is None else max(tx.now, new.run_at)
+    job.ready_at = max(tx.now, tx.now + new.delay if new.run_at is None else new.run_at)
     relative = None if new.deadline_in is None else tx.now + new.deadline_in
     ends = [at for at in (relative, new.deadline_at) if at is not None]
     job.deadline_at = min(ends, default=None)
@@ -123,7 +121,7 @@ def _restore(tx: Transaction, record: JobRecord) -> None:
     queue = tx.queue(record.queue)
     queue.token = max(queue.token, record.token)
     sequence = record.sequence
-    if sequence < 1 or tx.txn.get(_keys.JOB + _keys.number(sequence)) is not None:
+    if sequence < 1 or tx.held(_keys.JOB + _keys.number(sequence), Job) is not None:
         sequence = tx.meta.sequence + 1
     tx.meta.sequence = max(tx.meta.sequence, sequence)
     job = restored_from(record, sequence)

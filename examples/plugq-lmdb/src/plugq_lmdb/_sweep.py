@@ -37,8 +37,10 @@ def sweep(tx: Transaction, request: SweepRequest) -> SweepReply:
         job.finished_at = job.deadline_at
         changes.append(_change(job, Event.DEADLINE))
     queues = tx.queues()
+    due: list[Job] = []
     for queue in queues:
-        changes += [_change(job, Event.DUE) for job in tx.promote(queue, limit)]
+        due += tx.promote(queue, limit - len(due))
+    changes += [_change(job, Event.DUE) for job in due]
     changes += _apply_retention(tx, limit)
     more = _expire(tx, limit)
     for queue in queues:

@@ -149,7 +149,7 @@ class Transaction(View):
         elif job.state is JobState.RUNNING:
             queue.running -= 1
             delete(_keys.LAPSE + moment(job.lease_until) + at)
-            delete(held_key(job))
+            delete(held_key(queue, job))
             if job.deadline_at is not None:
                 delete(_keys.RUNNING_DEADLINE + moment(job.deadline_at) + at)
             if job.lane is not None:
@@ -188,7 +188,7 @@ class Transaction(View):
         elif job.state is JobState.RUNNING:
             queue.running += 1
             put(_keys.LAPSE + moment(job.lease_until) + at, b"")
-            put(held_key(job), at)
+            put(held_key(queue, job), at)
             if job.deadline_at is not None:
                 put(_keys.RUNNING_DEADLINE + moment(job.deadline_at) + at, b"")
             if job.lane is not None:
@@ -348,8 +348,11 @@ class Transaction(View):
             self.txn.delete(_keys.IDLE + short(queue) + digest(mail.peer))
         mail.idle = []
 
-    def close(self, caller: str = "") -> None:
-        """Write what has changed, and leave notices for everybody but the caller."""
+    def close(self, caller: str = "") -> bool:
+        """Write what has changed and leave notices for everybody but the caller.
+
+        Return whether there was anything to write.
+        """
         self.settle_lanes()
         self._wake(caller)
         changed = False
@@ -358,7 +361,7 @@ class Transaction(View):
                 continue
             if isinstance(record, Mail):
                 _bound(record, self.now)
-            gone = record is None or (isinstance(record, Lane) and _is_empty(record))
+            gone = record is None or (isinstance(record, Lane) and self._is_empty(record))
             data = None if gone else encode(record)
             if data == raw:
                 continue
@@ -372,6 +375,13 @@ class Transaction(View):
         if changed:
             self.meta.now = self.now
             self.txn.put(_keys.META, encode(self.meta))
+        return changed
+
+    def _is_empty(self, lane: Lane) -> bool:
+        if lane.running or lane.head is not None or lane.parked_until is not None:
+            return False
+        # Where no job of a lane may run, none is shown.
+        return self.first(line(self.queue(lane.queue), lane.name)) is None
 
     def _note_expiry(self, key: bytes, raw: bytes | None, data: bytes | None) -> None:
         table = _keys.EXPIRY if key.startswith(_keys.REGISTER) else _keys.QUIET_EXPIRY
@@ -405,17 +415,13 @@ def claim_key(worker: str, claim: int) -> bytes:
     return digest(worker) + _keys.signed(claim)
 
 
-def held_key(job: Job) -> bytes:
-    """Return the key of the lease of a running job."""
-    return _keys.HELD + claim_key(job.worker, job.claim) + number(job.token)
+def held_key(queue: Queue, job: Job) -> bytes:
+    """Return the key of the lease of a running job; only in its queue is a token its own."""
+    return _keys.HELD + claim_key(job.worker, job.claim) + short(queue.number) + number(job.token)
 
 
 def _unique(queue: Queue, unique: UniqueKey) -> bytes:
     return _keys.UNIQUE + short(queue.number) + digest(unique.key)
-
-
-def _is_empty(lane: Lane) -> bool:
-    return not lane.running and lane.head is None and lane.parked_until is None
 
 
 def _bound(mail: Mail, now: float) -> None:

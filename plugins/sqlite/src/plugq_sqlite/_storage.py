@@ -129,8 +129,13 @@ class SqliteStorage(Lifecycle):
             self._closing = asyncio.ensure_future(reader.close())
         if self._closing is not None:
             # Kept until it is done: a stop that is cancelled here is made again.
-            await asyncio.shield(self._closing)
-            self._closing = None
+            try:
+                await asyncio.shield(self._closing)
+            except sqlite3.Error as error:
+                raise fault(error, self._path) from None
+            finally:
+                if self._closing.done():
+                    self._closing = None
         thread, self._reader_thread = self._reader_thread, None
         if thread is not None:
             # It has answered its last call and has nothing left to do but to end.

@@ -20,6 +20,7 @@ import msgspec
 from plugq.protocols.plugin import Capability
 from plugq.testing.children import PATIENCE
 from plugq.testing.contract.scene import Contract, Scene
+from plugq.testing.requirements import concerns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -269,7 +270,7 @@ def together(
 
     # pytest would take the crew for a fixture.
     del run.__wrapped__
-    return run
+    return concerns(Capability.SHARED_PROCESSES)(run)
 
 
 __all__ = ["Crew", "Mate", "Side", "at_work", "begin", "together"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from plugq.errors import PlugqError
+from plugq.errors import InvalidJob, PlugqError
 from plugq.job import AttemptRecord, JobRef, JobState, Outcome, Progress
 from plugq.protocols.edits import (
     Cancel,
@@ -49,7 +49,7 @@ _TIMES = ("delay", "run_at", "deadline_in", "deadline_at", "result_ttl", "failur
 async def _is_refused(call: Awaitable[object], what: str) -> None:
     try:
         await call
-    except PlugqError as error:
+    except InvalidJob as error:
         text = str(error)
         assert text, f"the error about {what} says nothing"
         assert "\n" not in text, f"the error about {what} has more than one line"
@@ -174,6 +174,9 @@ class Hostile(Contract):
                 await _is_refused(storage.edit(edit), f"sequence {number}")
                 settings = QueueSettings(queue="q", max_running=number)
                 await _is_refused(storage.edit(Configure((settings,))), f"max_running {number}")
+            for number in (0, -1):
+                settings = QueueSettings(queue="q", lane_max_running=number)
+                await _is_refused(storage.edit(Configure((settings,))), f"lanes of {number}")
             for text in _SURROGATES:
                 change = RegisterChange(key=text, expect=0, value=b"v")
                 await _is_refused(storage.swap([change]), f"a register {text!r}")

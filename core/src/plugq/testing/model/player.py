@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 QUEUES, IDS, BATCHES = ("a", "b"), tuple("abcdef"), ("x", "y")
 _SHARED = frozenset({Capability.SHARED_PROCESSES, Capability.SHARED_HOSTS})
 _EVERYTHING = 1_000
+#: Seconds after which a step counts as one that does not end.
+_LONGEST = 60.0
 #: More than the jobs of one lane, which run one after the other.
 _ROUNDS = 2 * len(QUEUES) * len(IDS)
 
@@ -90,8 +93,15 @@ class Player:
     async def _take(self, step: Step) -> None:
         verb, arguments = step
         self._taken += 1
-        await getattr(self, f"_{verb}")(self._side(self._taken), **arguments)
-        await self._look(self._side(self._taken // 2))
+        try:
+            async with asyncio.timeout(_LONGEST) as bound:
+                await getattr(self, f"_{verb}")(self._side(self._taken), **arguments)
+                await self._look(self._side(self._taken // 2))
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            message = f"{verb}, or a look at what it did, does not end"
+            raise AssertionError(message) from None
 
     async def end(self) -> None:
         """Run everything that is left; afterwards all jobs are final and were started."""
