@@ -26,6 +26,7 @@ def loaded() -> set[str]:
     "name",
     [
         "aiosqlite",
+        "asyncpg",
         "click",
         "hypothesis",
         "plugq.builtin",

@@ -1,0 +1,7 @@
+"""PostgreSQL storage for plugq: durable jobs that processes of many hosts share."""
+
+from plugq_postgres._migrations import migration_sql
+from plugq_postgres._options import PostgresOptions
+from plugq_postgres._storage import PostgresStorage
+
+__all__ = ["PostgresOptions", "PostgresStorage", "migration_sql"]

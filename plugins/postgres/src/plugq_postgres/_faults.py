@@ -1,0 +1,92 @@
+"""What PostgreSQL and its driver say, in words of plugq."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
+from plugq_postgres._options import without_secrets
+
+_exceptions = asyncpg.exceptions
+
+#: The server took everything back since two calls waited for each other; the call is made again.
+AGAIN = (_exceptions.DeadlockDetectedError, _exceptions.SerializationError)
+#: After these a connection is of no use any more, whatever it says of itself.
+SPOILED = (
+    _exceptions.ReadOnlySQLTransactionError,
+    _exceptions.OperatorInterventionError,
+    _exceptions.PostgresConnectionError,
+    _exceptions.OutdatedSchemaCacheError,
+    OSError,
+    TimeoutError,
+)
+
+_TEXTS: tuple[tuple[type[Exception], str], ...] = (
+    (_exceptions.LockNotAvailableError, "other calls held the queue for longer than lock_timeout"),
+    (_exceptions.QueryCanceledError, "the call took longer than statement_timeout"),
+    (_exceptions.ReadOnlySQLTransactionError, "it takes no writes, as a standby; name the primary"),
+    (_exceptions.TooManyConnectionsError, "it has no connection left; lower storage.pool_size"),
+    (_exceptions.DiskFullError, "its disk is full; free some space"),
+    (_exceptions.OutOfMemoryError, "it is out of memory"),
+    (_exceptions.CannotConnectNowError, "it is starting up or shutting down"),
+    (
+        _exceptions.InsufficientPrivilegeError,
+        "the user may not use the schema; grant it usage of it and all rights on its tables",
+    ),
+    (_exceptions.UndefinedFunctionError, "the schema is not as it was; run the migrations"),
+    (_exceptions.UndefinedTableError, "the schema is not as it was; run the migrations"),
+    (_exceptions.InvalidSchemaNameError, "the schema is gone; run the migrations"),
+)
+#: The connection broke while the server had the call, so that nobody knows what became of it.
+_BROKEN = (
+    _exceptions.AdminShutdownError,
+    _exceptions.CrashShutdownError,
+    _exceptions.PostgresConnectionError,
+    _exceptions.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+_REFUSED = (
+    _exceptions.InvalidAuthorizationSpecificationError,
+    _exceptions.InvalidCatalogNameError,
+    _exceptions.ClientConfigurationError,
+)
+
+
+def fault(error: BaseException, server: str, *, written: bool = False) -> Exception:
+    """Return what an error of a call means to its caller.
+
+    ``written`` says that the server may have had a write when the error arose.
+    """
+    if isinstance(error, PlugqError):
+        return error
+    if getattr(error, "sqlstate", None) == "PQ002":
+        return Unavailable(f"{server} has lost queues that it had; try again")
+    for kind, text in _TEXTS:
+        if isinstance(error, kind):
+            return Unavailable(f"{server}: {text}")
+    if written and isinstance(error, _BROKEN):
+        return OutcomeUnknown(f"{server}: the connection broke before the answer came")
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"{server} did not answer in time")
+    if isinstance(error, _exceptions.DataError | OverflowError | UnicodeError):
+        return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
+    if isinstance(error, asyncpg.DataError):
+        return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
+    return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
+
+
+def unusable(error: BaseException, server: str, url: str) -> Exception:
+    """Return what it means that the storage could not start; the password of the URL stays out."""
+    if isinstance(error, _REFUSED):
+        return ConfigError(f"storage.url: {server} refuses: {without_secrets(url, _line(error))}")
+    if isinstance(error, _exceptions.InsufficientPrivilegeError):
+        return ConfigError(
+            f"storage.schema: {server} refuses: {_line(error)}; let somebody who may run "
+            "python -m plugq_postgres, and grant this user the schema and all rights in it"
+        )
+    return fault(error, server)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no reason given"

@@ -1,0 +1,57 @@
+"""The storage contract on PostgreSQL, and what the type checkers make of the class."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from plugq.protocols import PluginContext, Storage
+from plugq.testing import StorageContract
+from plugq_postgres import PostgresOptions, PostgresStorage
+
+STORAGE: type[Storage] = PostgresStorage
+
+
+class TestPostgres(StorageContract):
+    @asynccontextmanager
+    async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
+        storage = PostgresStorage(
+            PostgresOptions(
+                url=os.environ["PLUGQ_TEST_POSTGRES_URL"],
+                # A machine that is busy with other tests is no fault of the storage.
+                statement_timeout="20s",
+                connect_timeout="10s",
+            ),
+            context,
+        )
+        await storage.start()
+        try:
+            yield storage
+        finally:
+            await storage.stop()
+
+    @asynccontextmanager
+    async def outage(self, context: PluginContext) -> AsyncIterator[None]:
+        """Let the server end every connection as soon as there is one."""
+        del context
+        db = await asyncpg.connect(os.environ["PLUGQ_TEST_POSTGRES_URL"])
+        ending = asyncio.create_task(_end_connections(db))
+        try:
+            await asyncio.sleep(0)
+            yield
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+            await db.close()
+
+
+async def _end_connections(db: asyncpg.Connection) -> None:
+    while True:
+        await db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND application_name = 'plugq'"
+        )

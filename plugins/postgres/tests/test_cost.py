@@ -1,0 +1,148 @@
+"""What calls cost: round trips to the server, and what the server reads for them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from plugq.job import JobRef, Outcome
+from plugq.protocols import (
+    ClaimRequest,
+    Lease,
+    LeaseRef,
+    NewJob,
+    Settlement,
+    SweepRequest,
+    UniqueKey,
+    UniqueMode,
+)
+from plugq.protocols.edits import Cancel, Purge, Redrive
+from plugq_postgres import PostgresStorage, migration_sql
+
+Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
+
+
+def succeeded(lease: Lease) -> Settlement:
+    return Settlement(
+        queue=lease.queue,
+        id=lease.id,
+        token=lease.token,
+        outcome=Outcome.SUCCEED,
+        result=b"null",
+    )
+
+
+def counted(storage: PostgresStorage) -> list[str]:
+    """Return a list to which each statement is added that the storage sends from now on."""
+    sent: list[str] = []
+    once = storage._database._once
+
+    async def counting(run: Any, *, writes: bool) -> Any:
+        async def logged(db: Any) -> Any:
+            logger = lambda record: sent.append(record.query)  # noqa: E731
+            db.add_query_logger(logger)
+            try:
+                return await run(db)
+            finally:
+                db.remove_query_logger(logger)
+
+        return await once(logged, writes=writes)
+
+    storage._database._once = counting  # type: ignore[method-assign]
+    return sent
+
+
+async def test_a_batch_costs_a_round_trip_for_each_verb(
+    open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., ClaimRequest]
+) -> None:
+    async with open_store() as storage:
+        await storage.submit([new_job("first")])
+        await storage.settle([], claim(0))
+        sent = counted(storage)
+        await storage.submit([new_job() for _ in range(100)])
+        leases = (await storage.claim(claim(100))).leases
+        await storage.settle([succeeded(lease) for lease in leases])
+        assert len(leases) == 100
+        assert len(sent) == 3, sent
+
+
+async def test_calls_that_gather_share_a_round_trip(
+    open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    async with open_store() as storage:
+        await storage.submit([new_job()])
+        sent = counted(storage)
+        await asyncio.gather(*(storage.submit([new_job()]) for _ in range(200)))
+        assert len(sent) <= 3, sent
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_no_verb_reads_a_whole_table(
+    server_url: str,
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+    pinned: bool,
+) -> None:
+    """The functions pin their plans; without that small tables are read as a whole."""
+    schema = f"plans_{uuid.uuid4().hex[:12]}"
+    sql = migration_sql(schema)
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(sql if pinned else sql.replace("SET enable_seqscan = off", ""))
+        async with open_store(schema=schema):
+            pass
+        before = await _scans(db, schema)
+        async with open_store(schema=schema) as storage:
+            for _ in range(8):
+                await _live(storage, new_job, claim)
+        after = await _scans(db, schema, reads=True)
+        whole = [
+            table for table in ("job", "done") if after[table] > before.get(table, after[table])
+        ]
+        assert not whole if pinned else whole
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
+        await db.close()
+
+
+async def _live(
+    storage: PostgresStorage,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    mark = uuid.uuid4().hex
+    jobs = [new_job(f"{mark}-{n}", lane=f"lane-{n % 3}", batch="b") for n in range(10)]
+    jobs += [new_job(delay=3600.0, deadline_in=7200.0) for _ in range(10)]
+    key = UniqueKey(UniqueMode.UNTIL_FINISHED, mark)
+    jobs += [new_job(f"{mark}-unique", unique=key), new_job(unique=key)]
+    await storage.submit(jobs)
+    await storage.submit([new_job() for _ in range(20)])
+    leases = (await storage.claim(claim(20))).leases
+    await storage.renew([LeaseRef(one.queue, one.id, one.token) for one in leases], lease=30.0)
+    _, reply = await storage.settle([succeeded(lease) for lease in leases], claim(20))
+    assert reply is not None
+    await storage.settle([succeeded(lease) for lease in reply.leases])
+    await storage.get([JobRef("q", f"{mark}-{n}") for n in range(10)], body=True)
+    refs = (JobRef("q", jobs[10].id),)
+    for edit in (Cancel(refs), Redrive(refs), Cancel(refs), Purge(refs)):
+        await storage.edit(edit)
+    await storage.sweep(SweepRequest())
+
+
+async def _scans(db: asyncpg.Connection, schema: str, *, reads: bool = False) -> dict[str, int]:
+    """Return how often each table was read as a whole, once the server has counted it."""
+    while True:
+        rows = await db.fetch(
+            "SELECT relname, seq_scan, n_tup_ins FROM pg_stat_user_tables WHERE schemaname = $1",
+            schema,
+        )
+        if not reads or any(row["n_tup_ins"] for row in rows if row["relname"] == "done"):
+            return {row["relname"]: row["seq_scan"] for row in rows}
+        await asyncio.sleep(0.05)

@@ -1,0 +1,228 @@
+"""Servers that fail: honest errors in time, nothing acknowledged is lost, and work goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from plugq.errors import ConfigError, OutcomeUnknown, PlugqError, Unavailable
+from plugq.job import JobRef
+from plugq.protocols import NewJob, PluginContext, Resync, Wake
+from plugq_postgres import PostgresOptions, PostgresStorage
+
+Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
+Run = Callable[..., AbstractContextManager[Any]]
+
+
+async def test_a_lock_of_somebody_else_holds_up_its_queue_alone(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(lock_timeout="200ms") as storage:
+            await storage.submit([new_job(queue="held"), new_job(queue="free")])
+            async with db.transaction():
+                await db.execute("SELECT 1 FROM plugq.queue WHERE name = 'held' FOR UPDATE")
+                held, free = await asyncio.gather(
+                    storage.submit([new_job(queue="held")]),
+                    storage.submit([new_job(queue="free")]),
+                    return_exceptions=True,
+                )
+            assert isinstance(held, Unavailable)
+            assert "lock_timeout" in str(held)
+            assert not isinstance(free, BaseException)
+            await storage.submit([new_job(queue="held")])
+    finally:
+        await db.close()
+
+
+@pytest.mark.parametrize("table", ["queue", "task", "namespace"])
+async def test_what_a_failover_has_lost_is_made_anew(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], table: str
+) -> None:
+    schema = f"lost_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(schema=schema) as storage:
+            await storage.submit([new_job("before")])
+            await db.execute(f"DELETE FROM {schema}.{table}")
+            with pytest.raises(Unavailable, match="try again"):
+                await storage.submit([new_job("a")])
+            await storage.submit([new_job("a")])
+            assert await storage.get([JobRef("q", "a")]) != [None]
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
+        await db.close()
+
+
+async def test_a_claim_in_vain_waits_for_nobody(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., Any]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(lock_timeout="200ms") as storage:
+            await storage.submit([new_job(delay=60.0)])
+            async with db.transaction():
+                await db.execute("SELECT 1 FROM plugq.queue FOR UPDATE")
+                reply = await storage.claim(claim(1))
+            assert reply.leases == ()
+            assert reply.next_in is not None
+            assert 0 < reply.next_in <= 60
+    finally:
+        await db.close()
+
+
+async def test_an_open_transaction_that_reads_stalls_nobody(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., Any]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(lock_timeout="200ms") as storage, db.transaction():
+            await db.fetch("SELECT * FROM plugq.queue")
+            await storage.submit([new_job("a")])
+            assert [lease.id for lease in (await storage.claim(claim(1))).leases] == ["a"]
+    finally:
+        await db.close()
+
+
+async def test_a_standby_is_told_of_at_the_first_write(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    async with open_store() as storage:
+        await storage.submit([new_job("a")])
+        db = await asyncpg.connect(server_url)
+        try:
+            await db.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'plugq'"
+            )
+            error = await _error(storage, new_job)
+            while not isinstance(error, Unavailable) or "standby" not in str(error):
+                error = await _error(storage, new_job)
+        finally:
+            await db.execute("SET default_transaction_read_only = off")
+            await db.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
+            await db.close()
+        while await _error(storage, new_job) is not None:
+            pass
+
+
+async def _error(storage: PostgresStorage, new_job: Callable[..., NewJob]) -> PlugqError | None:
+    try:
+        await storage.submit([new_job()])
+    except PlugqError as error:
+        return error
+    return None
+
+
+async def test_backends_that_are_ended_lose_nothing(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store() as storage:
+            acknowledged: list[str] = []
+            refused: list[str] = []
+            for _ in range(20):
+                jobs = [new_job() for _ in range(10)]
+                calls = [asyncio.create_task(storage.submit([job])) for job in jobs]
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE application_name = 'plugq' AND pid <> pg_backend_pid()"
+                )
+                answers = await asyncio.gather(*calls, return_exceptions=True)
+                for job, answer in zip(jobs, answers, strict=True):
+                    if isinstance(answer, Unavailable):
+                        refused.append(job.id)
+                    elif isinstance(answer, BaseException):
+                        assert isinstance(answer, OutcomeUnknown), answer
+                    else:
+                        acknowledged.append(job.id)
+            stored = await _stored(storage, acknowledged)
+            assert stored == len(acknowledged)
+            assert await _stored(storage, refused) == 0
+    finally:
+        await db.close()
+
+
+async def _stored(storage: PostgresStorage, ids: list[str]) -> int:
+    while True:
+        try:
+            found = await storage.get([JobRef("q", id) for id in ids])
+        except Unavailable:
+            continue
+        return sum(job is not None for job in found)
+
+
+async def test_a_server_that_crashes_keeps_what_it_acknowledged(
+    own_server: Run, new_job: Callable[..., NewJob]
+) -> None:
+    with own_server() as server:
+        storage = PostgresStorage(PostgresOptions(url=server.url), PluginContext())
+        await storage.start()
+        try:
+            watch = storage.watch("p")
+            assert isinstance(await anext(watch), Resync)
+            jobs = [new_job(str(number)) for number in range(50)]
+            await storage.submit(jobs)
+            await asyncio.to_thread(server.stop, "immediate")
+            with pytest.raises((Unavailable, OutcomeUnknown)):
+                await storage.submit([new_job("lost")])
+            await asyncio.to_thread(server.start)
+            assert await _stored(storage, [job.id for job in jobs]) == 50
+            assert isinstance(await anext(watch), Resync | Wake)
+            await watch.aclose()
+        finally:
+            await storage.stop()
+
+
+async def test_a_server_without_a_connection_left_is_unavailable(
+    own_server: Run, new_job: Callable[..., NewJob]
+) -> None:
+    with own_server("max_connections=4", "superuser_reserved_connections=0", "fsync=off") as server:
+        taken = [await asyncpg.connect(server.url) for _ in range(3)]
+        storage = PostgresStorage(PostgresOptions(url=server.url), PluginContext())
+        await storage.start()
+        try:
+            await storage.submit([new_job("a")])
+            calls = (storage.submit([new_job(queue=str(n))]) for n in range(5))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert any(isinstance(answer, Unavailable) for answer in answers)
+            for db in taken:
+                await db.close()
+            await storage.submit([new_job("b")])
+        finally:
+            await storage.stop()
+
+
+async def test_a_wrong_password_is_a_configuration_error(own_server: Run) -> None:
+    with own_server("fsync=off") as server:
+        db = await asyncpg.connect(server.url)
+        await db.execute("CREATE ROLE someone LOGIN PASSWORD 'richtig'")
+        await db.close()
+        hba = server.folder / "data" / "pg_hba.conf"
+        rules = hba.read_text()
+        hba.write_text(f"host all someone all scram-sha-256\n{rules}")
+        await asyncio.to_thread(server.stop, "fast")
+        await asyncio.to_thread(server.start)
+        url = server.url.replace("postgres@", "someone:geheim@")
+        storage = PostgresStorage(PostgresOptions(url=url), PluginContext())
+        with pytest.raises(ConfigError, match=r"storage\.url") as caught:
+            await storage.start()
+        assert "geheim" not in str(caught.value)
+
+
+async def test_a_password_may_come_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, open_store: Open
+) -> None:
+    monkeypatch.setitem(os.environ, "PGPASSWORD", "geheim")
+    async with open_store() as storage:
+        assert await storage.stats() is not None
