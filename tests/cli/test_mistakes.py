@@ -51,7 +51,6 @@ def test_wrong_values(shell: Shell) -> None:
     ("use", "said"),
     [
         ("sqlit", "no storage plugin is named 'sqlit', did you mean 'sqlite'?"),
-        ("redis", "run: pip install 'plugq[redis]'"),
         ("broken:Storage", "can not be imported: RuntimeError: boom second line"),
         ("nowhere:Storage", "no module named 'nowhere'"),
     ],
@@ -61,6 +60,11 @@ def test_unusable_plugin(shell: Shell, use: str, said: str) -> None:
     shell.write("plugq.toml", f'[storage]\nuse = "{use}"\n')
     refused(shell, 2, said, "stats")
     refused(shell, 2, said, "worker")
+
+
+def test_plugin_of_an_extra(shell: Shell) -> None:
+    shell.write("plugq.toml", f'{SQLITE}path = "jobs.db"\n[serde]\nuse = "msgpack"\n')
+    refused(shell, 2, "run: pip install 'plugq[msgpack]'", "stats")
 
 
 def test_database_that_can_not_be_written(shop: Shell) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +14,6 @@ import pytest
 from plugq.errors import ConfigError, PlugqError, Unavailable
 from plugq.protocols import NewJob, PluginContext
 from plugq_postgres import PostgresOptions, PostgresStorage, migration_sql
-from plugq_postgres.__main__ import main
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 
@@ -65,7 +63,7 @@ async def test_a_schema_of_something_else_is_left_alone(server_url: str, open_st
 
 
 async def test_without_migrations_a_missing_schema_is_refused(open_store: Open) -> None:
-    with pytest.raises(ConfigError, match="python -m plugq_postgres"):
+    with pytest.raises(ConfigError, match="run plugq migrate"):
         async with open_store(schema="missing", migrate=False):
             pass
 
@@ -136,21 +134,3 @@ async def test_a_user_without_rights_is_told_what_is_missing(
     finally:
         await db.execute(f"DROP ROLE {role}")
         await db.close()
-
-
-def test_the_command_prints_and_applies(
-    server_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    schema = f"applied_{uuid.uuid4().hex[:12]}"
-    monkeypatch.setattr(sys, "argv", ["plugq_postgres", "--schema", schema])
-    assert main() == 0
-    assert capsys.readouterr().out == migration_sql(schema)
-    monkeypatch.setattr(sys, "argv", ["plugq_postgres", "--schema", schema, "--apply", server_url])
-    assert main() == 0
-    assert capsys.readouterr().out == f"schema {schema}: version 0 -> 1\n"
-    assert main() == 0
-    assert "already" in capsys.readouterr().out
-    nowhere = "postgresql://user:geheim@127.0.0.1:1/db"
-    monkeypatch.setattr(sys, "argv", ["plugq_postgres", "--apply", nowhere])
-    assert main() == 1
-    assert "geheim" not in capsys.readouterr().err

@@ -22,6 +22,7 @@ from plugq.clock import SystemClock
 from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq.protocols.storage import Loaded, SweepReply
+from plugq.protocols.upkeep import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +88,10 @@ class MemoryStorage:
             self._signals.users = max(0, self._signals.users - 1)
             if not self._signals.users:
                 self._signals.end()
+
+    async def facts(self) -> Sequence[Fact]:
+        """Return what a storage in memory keeps."""
+        return [Fact(name="keeps", text="nothing outlasts this process")]
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs and answer for each."""

@@ -22,6 +22,7 @@ COMMANDS = {
     "stats": "plugq.cli.queues",
     "events": "plugq.cli.events",
     "check": "plugq.cli.check",
+    "migrate": "plugq.cli.migrate",
     "config": "plugq.cli.config",
     "plugins": "plugq.cli.plugins",
     "conformance": "plugq.cli.conformance",

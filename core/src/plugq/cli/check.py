@@ -19,19 +19,21 @@ from plugq.cli.deployment import (
     run,
 )
 from plugq.cli.failure import MISTAKE, log_to_stderr
-from plugq.cli.output import note, print_json, safe, say
+from plugq.cli.output import note, print_facts, print_json, safe, say
 from plugq.config import find_file, find_problems, load_config
 from plugq.config.environment import PREFIX
 from plugq.errors import ConfigError, PluginError, PlugqError
 from plugq.fields import join, suggestion
+from plugq.protocols import Explaining
 from plugq.registry import Registry
 from plugq.submission import OptionTables, queues_of
 from plugq.task import Tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from plugq.config import Config, PluginChoice
+    from plugq.protocols import Fact
     from plugq.task import Task
 
 
@@ -44,22 +46,29 @@ def check(ctx: click.Context, *, file: str | None, no_app: bool, as_json: bool) 
     """Look for everything that is wrong with a deployment.
 
     Reads the file, the options of its plugins, the application and its modules, and opens the
-    storage. Each problem is one line, and any makes the command fail with exit code 2.
+    storage. Each problem is one line, and any makes the command fail with exit code 2. Without one
+    the storage says what it promises and needs.
     """
     log_to_stderr()
     problems = find_problems(file)
     config = _loadable(file) if problems else read_config(file)
+    facts: list[Fact] = []
     if config is not None:
-        problems += list(_problems(config, with_app=not no_app))
+        problems += list(_problems(config, facts, with_app=not no_app))
     problems = list(dict.fromkeys(problems))
     if as_json:
-        print_json({"problems": problems})
+        print_json({"problems": problems, "storage": _storage_document(config, facts)})
     for problem in problems if not as_json else ():
         say(safe(problem))
     if problems:
         ctx.exit(MISTAKE)
     if not as_json and config is not None:
         say(f"{safe(config.path)}: no problems · {describe_storage(config)}")
+        print_facts({fact.name: fact.text for fact in facts})
+
+
+def _storage_document(config: Config | None, facts: Sequence[Fact]) -> dict[str, Any] | None:
+    return None if config is None else {"use": config.storage.use, "facts": facts}
 
 
 def _loadable(file: str | None) -> Config | None:
@@ -79,7 +88,7 @@ def _loadable(file: str | None) -> Config | None:
         return None
 
 
-def _problems(config: Config, *, with_app: bool) -> Iterator[str]:
+def _problems(config: Config, facts: list[Fact], *, with_app: bool) -> Iterator[str]:
     yield from config.unsupported
     registry = Registry(disabled=config.plugins.disabled, allow=config.plugins.allow)
     plugins = list(_plugin_problems(config, registry))
@@ -97,7 +106,7 @@ def _problems(config: Config, *, with_app: bool) -> Iterator[str]:
             note("plugq: note: no application is named, without which there is no `plugq worker`")
         yield from _schedule_problems(config, Tasks())
     if not plugins and not config.unsupported:
-        yield from _storage_problems(config)
+        yield from _storage_problems(config, facts)
 
 
 def _plugin_problems(config: Config, registry: Registry) -> Iterator[str]:
@@ -154,11 +163,15 @@ def _schedule_problems(config: Config, app: Tasks) -> Iterator[str]:
         yield str(error)
 
 
-def _storage_problems(config: Config) -> Iterator[str]:
+def _storage_problems(config: Config, facts: list[Fact]) -> Iterator[str]:
+    """Open the storage, and let it say what it promises."""
+
     async def open_once() -> None:
         storage = Assembly(config).storage()
         try:
             await storage.start()
+            if isinstance(storage, Explaining):
+                facts.extend(await storage.facts())
         finally:
             await storage.stop()
 

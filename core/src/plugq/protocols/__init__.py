@@ -65,6 +65,7 @@ from plugq.protocols.storage import (
     UniqueMode,
     Wake,
 )
+from plugq.protocols.upkeep import Explaining, Fact, Layout, Migrating
 
 __all__ = [
     "API_VERSION",
@@ -87,6 +88,8 @@ __all__ = [
     "Edit",
     "EditReply",
     "EditStatus",
+    "Explaining",
+    "Fact",
     "FindQuery",
     "Finished",
     "Grant",
@@ -96,11 +99,13 @@ __all__ = [
     "JobEdit",
     "JobIndex",
     "JobStore",
+    "Layout",
     "Lease",
     "LeaseRef",
     "LimitState",
     "Limiter",
     "Loaded",
+    "Migrating",
     "NewJob",
     "Notice",
     "Page",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +19,9 @@ from plugq.errors import ConfigError, Unavailable
 from plugq_postgres._faults import AGAIN, SPOILED, fault, unusable
 from plugq_postgres._migrations import NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, quoted, shown
+from plugq_postgres._upkeep import Found, look
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Awaitable, Callable
 
     from plugq.clock import Clock
@@ -70,6 +71,8 @@ class Database:
         self._open = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._latest = 0.0
+        #: How the server was configured at the start.
+        self.found: Found | None = None
         self.schema = quoted(options.schema)
         self.namespace = 0
         self._namespace = ""
@@ -152,20 +155,17 @@ class Database:
         if await db.fetchval("SELECT pg_is_in_recovery()"):
             message = f"{self.server} is a standby and takes no writes; name the primary"
             raise Unavailable(message)
-        for setting in ("synchronous_commit", "fsync"):
-            if await db.fetchval("SELECT current_setting($1)", setting) == "off":
-                self._logger.warning(
-                    "%s has %s = off: what is acknowledged may be lost when it crashes",
-                    self.server,
-                    setting,
-                )
+        self.found = await look(db)
+        keeps = self.found.keeps()
+        level = logging.WARNING if keeps.warning else logging.INFO
+        self._logger.log(level, "%s: %s", self.server, keeps.text)
         schema = self._options.schema
         if self._options.migrate:
             await migrate(db, schema)
         elif await schema_version(db, schema) < NEEDED:
             message = (
-                f"storage.schema: {schema!r} lacks tables; run python -m plugq_postgres, "
-                "or leave storage.migrate on"
+                f"storage.schema: {schema!r} lacks tables; run plugq migrate, or leave "
+                "storage.migrate on"
             )
             raise ConfigError(message)
         self.namespace = await self._number(db)

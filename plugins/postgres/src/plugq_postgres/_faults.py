@@ -83,7 +83,7 @@ def unusable(error: BaseException, server: str, url: str) -> Exception:
     if isinstance(error, _exceptions.InsufficientPrivilegeError):
         return ConfigError(
             f"storage.schema: {server} refuses: {_line(error)}; let somebody who may run "
-            "python -m plugq_postgres, and grant this user the schema and all rights in it"
+            "plugq migrate, and grant this user what plugq check names below access"
         )
     return fault(error, server)
 

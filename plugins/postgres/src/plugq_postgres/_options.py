@@ -22,7 +22,7 @@ class PostgresOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     the wait for a connection. ``pooler = true`` is for a pooler in transaction mode before the
     server: no prepared statement is kept and no session is set up; give ``listen_url``, past the
     pooler, to be woken by other processes instead of looking every second. ``migrate = false``
-    leaves creating and changing the tables to ``python -m plugq_postgres``.
+    leaves creating and changing the tables to ``plugq migrate``.
     """
 
     url: str

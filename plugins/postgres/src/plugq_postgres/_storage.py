@@ -16,6 +16,7 @@ from plugq_postgres._database import Database
 from plugq_postgres._edit import edit_jobs, edit_queues
 from plugq_postgres._gather import Gathering
 from plugq_postgres._hub import Hub
+from plugq_postgres._migrations import migration_sql
 from plugq_postgres._names import Names
 from plugq_postgres._options import PostgresOptions, checked
 from plugq_postgres._reads import Reader
@@ -23,6 +24,7 @@ from plugq_postgres._receivers import Listener, Watch
 from plugq_postgres._restore import restore
 from plugq_postgres._sweep import idle_sweep, sweep
 from plugq_postgres._transaction import Transaction
+from plugq_postgres._upkeep import facts_of, layout_of, migrated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         SweepReply,
         SweepRequest,
     )
+    from plugq.protocols.upkeep import Fact, Layout
 
     _Submissions = Gathering[Sequence[NewJob], list[SubmitReply]]
 
@@ -108,6 +111,25 @@ class PostgresStorage(Lifecycle):
     async def _stop(self) -> None:
         await self._hub.stop()
         await self._database.stop()
+
+    async def facts(self) -> Sequence[Fact]:
+        """Return what the server promised at the start, and what a user has to be let do."""
+        self._database.check_open()
+        found = self._database.found
+        assert found is not None  # noqa: S101 - it is open
+        return facts_of(found, self.options.schema)
+
+    def migration_sql(self, since: int = 0) -> str:
+        """Return the script that brings the schema from version ``since`` to the newest."""
+        return migration_sql(self.options.schema, since)
+
+    async def layout(self) -> Layout:
+        """Return the version of the schema, over a connection of its own."""
+        return await layout_of(self.options)
+
+    async def migrate(self) -> Layout:
+        """Bring the schema to the newest version and return what it had."""
+        return await migrated(self.options)
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""

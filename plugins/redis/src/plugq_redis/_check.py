@@ -19,14 +19,20 @@ OLDEST = (6, 2)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found: ``fsync`` is empty where the server does not tell."""
+    """What was found: ``fsync`` is empty where the server does not tell.
+
+    ``version`` is that of the Redis with which it is compatible, ``release`` its own as text.
+    """
 
     server: str
+    release: str
     version: tuple[int, ...]
     cluster: bool
     appendonly: bool
     fsync: str
     policy: str
+    limited: bool
+    replicas: int
     promise: str
 
 
@@ -112,11 +118,14 @@ def _facts(place: str, info: dict[str, str], fsync: str) -> Facts:
     appendonly = info.get("aof_enabled") == "1"
     return Facts(
         server=name,
+        release=info.get("valkey_version", version),
         version=tuple([int(part) for part in version.split(".") if part.isdigit()]),
         cluster=info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1",
         appendonly=appendonly,
         fsync=fsync,
         policy=info.get("maxmemory_policy", ""),
+        limited=info.get("maxmemory", "0") != "0",
+        replicas=int(info.get("connected_slaves", "0")),
         promise=promise_of(place, name, appendonly=appendonly, fsync=fsync),
     )
 

@@ -10,6 +10,7 @@ from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
 from plugq_redis._check import check, check_rights
 from plugq_redis._hub import Hub
+from plugq_redis._line import not_started
 from plugq_redis._nodes import Nodes
 from plugq_redis._options import RedisOptions, Target, duration, target_of
 from plugq_redis._place import Keys
@@ -17,6 +18,7 @@ from plugq_redis._server import Server
 from plugq_redis._signals import Listener, Watch
 from plugq_redis._single import Single
 from plugq_redis._spread import Spread
+from plugq_redis._upkeep import facts_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
         SweepReply,
         SweepRequest,
     )
+    from plugq.protocols.upkeep import Fact
+    from plugq_redis._check import Facts
 
 
 class RedisStorage(Lifecycle):
@@ -81,17 +85,24 @@ class RedisStorage(Lifecycle):
         self._nodes = Nodes(self._target, keys, timeout, context.logger)
         self._verbs: Single | Spread = Single(self._server)
         self._hub = Hub(self._where, self._publish, keys, timeout, context.logger)
-        self._promise = ""
+        self._namespace = context.namespace
+        self._found: Facts | None = None
 
     @property
     def promise(self) -> str:
         """What the server is configured to keep of what it has acknowledged, in one line."""
-        return self._promise
+        return "" if self._found is None else self._found.promise
+
+    async def facts(self) -> Sequence[Fact]:
+        """Return what the server promised at the start, and what a user has to be let do."""
+        if self._found is None:
+            raise not_started()
+        return facts_of(self._found, self._namespace, self.options.prefix)
 
     async def _start(self) -> None:
         await self._server.open()
         facts = await check(self._server, self.options)
-        self._promise = facts.promise
+        self._found = facts
         level = logging.INFO if facts.appendonly else logging.WARNING
         self._logger.log(level, "%s", facts.promise)
         cluster = facts.cluster if self.options.cluster == "auto" else self.options.cluster

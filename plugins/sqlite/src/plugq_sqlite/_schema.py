@@ -7,6 +7,7 @@ blocked jobs are in none of the indexes that a claim or a settlement reads.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 from plugq.errors import ConfigError
@@ -280,6 +281,19 @@ _SECOND = (
 
 #: One entry a version; ``PRAGMA user_version`` counts those that a file has had.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+#: What says so; both lie in the file's header and are part of the transaction.
+_MARKS = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {len(MIGRATIONS)}",
+)
+
+
+def migration_sql(since: int = 0) -> str:
+    """Return the script that brings a file from version ``since`` to the newest."""
+    statements = [inspect.cleandoc(one) for step in MIGRATIONS[since:] for one in step]
+    return (
+        "\n".join(f"{one};" for one in ["BEGIN IMMEDIATE", *statements, *_MARKS, "COMMIT"]) + "\n"
+    )
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
@@ -296,9 +310,8 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
         for statements in MIGRATIONS[check_owner(db, path) :]:
             for statement in statements:
                 db.execute(statement)
-        # Both lie in the file's header and are part of the transaction.
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        for mark in _MARKS:
+            db.execute(mark)
         db.execute("COMMIT")
     except BaseException:
         db.execute("ROLLBACK")

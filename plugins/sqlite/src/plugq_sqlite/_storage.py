@@ -24,10 +24,12 @@ from plugq_sqlite._faults import fault
 from plugq_sqlite._options import SqliteOptions, database_path, duration
 from plugq_sqlite._registers import swap
 from plugq_sqlite._restore import restore
+from plugq_sqlite._schema import migration_sql
 from plugq_sqlite._settle import settle
 from plugq_sqlite._signals import SUPPORTED, Watch
 from plugq_sqlite._submit import submit
 from plugq_sqlite._sweep import sweep
+from plugq_sqlite._upkeep import apply, facts_of, look
 from plugq_sqlite._writer import Writer, WriterOptions
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         SweepReply,
         SweepRequest,
     )
+    from plugq.protocols.upkeep import Fact, Layout
     from plugq_sqlite._transaction import Transaction
 
 
@@ -140,6 +143,22 @@ class SqliteStorage(Lifecycle):
         if thread is not None:
             # It has answered its last call and has nothing left to do but to end.
             thread.join()
+
+    async def facts(self) -> Sequence[Fact]:
+        """Return what the file keeps, as it is written."""
+        return facts_of(self.options.synchronous)
+
+    def migration_sql(self, since: int = 0) -> str:
+        """Return the script that brings a file from version ``since`` to the newest."""
+        return migration_sql(since)
+
+    async def layout(self) -> Layout:
+        """Return the version of the file, without making one."""
+        return await asyncio.to_thread(look, self._path, self._writer_options.busy_timeout)
+
+    async def migrate(self) -> Layout:
+        """Bring the file to the newest version, as every start does, and return what it had."""
+        return await asyncio.to_thread(apply, self._path, self._writer_options.busy_timeout)
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""
