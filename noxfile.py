@@ -22,6 +22,8 @@ nox.options.sessions = ["lint", "typing", "imports", "tests"]
 
 ROOT = Path(__file__).parent
 DIST = ROOT / "dist"
+#: Many tests wait for servers and processes; `-n0` puts all into one process.
+PARALLEL = ("--numprocesses=3", "--dist=worksteal")
 #: What `mutation` breaks: modules, and the tests that have to notice.
 MUTATED = {
     "job": (["job.py"], ["unit/test_job.py", "unit/builtin/test_memory.py"]),
@@ -52,7 +54,7 @@ def install(session: nox.Session, *requirements: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite against the checkout; arguments go to pytest."""
     install(session, "editable", "test")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -60,7 +62,7 @@ def coverage(session: nox.Session) -> None:
     """Run the test suite and report what it did not reach; arguments go to pytest."""
     install(session, "editable", "test")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -148,6 +150,13 @@ def tables(session: nox.Session) -> None:
     """Write the tables of docs/conformance.md anew: which test catches which broken plugin."""
     install(session, "editable", "test")
     session.run("python", "tests/unit/testing/table.py")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write docs/storages.md anew: the conformance kit on every storage, side by side."""
+    install(session, "editable", "test")
+    session.run("python", "tests/report.py", *session.posargs)
 
 
 @nox.session

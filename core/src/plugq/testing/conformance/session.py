@@ -50,7 +50,9 @@ class Reporter:
         self._total = 0
         self.results: dict[str, Result] = {}
         self.problems: list[str] = []
+        self._asked: set[type] = set()
         self.declared: tuple[str, ...] | None = None
+        self.server: str = ""
         self.left_out: int = 0
         self.hung: bool = False
 
@@ -81,7 +83,7 @@ class Reporter:
         items[:] = sorted(chosen, key=lambda item: order.index(_level(item)))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note what each test promises, and ask the plugin what it declares."""
+        """Note what each test promises."""
         for item in session.items:
             function = getattr(item, "obj", None)
             promise = item.name.removeprefix("test_").replace("_", " ")
@@ -93,34 +95,42 @@ class Reporter:
                 "needs": tuple(sorted(required_by(function))),
             }
         self._total = len(session.items)
-        classes = dict.fromkeys(getattr(item, "cls", None) for item in session.items)
-        for contract in classes:
-            if hasattr(contract, "declared"):
-                self._ask(contract)
 
-    def _ask(self, contract: Any) -> None:
+    def _ask(self, contract: type) -> None:
+        """Ask the plugin once what it declares and what it stands on.
+
+        That is in the midst of the first test: what it needs is there only then.
+        """
+        if contract in self._asked or not hasattr(contract, "declared"):
+            return
+        self._asked.add(contract)
         within = min(_ASKING, self._limit)
 
-        async def ask() -> frozenset[str]:
+        async def ask() -> None:
+            subject: Any = contract()
             async with asyncio.timeout(within):
-                declared: frozenset[str] = await contract().declared()
-                return declared
+                declared = await subject.declared()
+                self.declared = tuple(sorted({*(self.declared or ()), *map(str, declared)}))
+                explained = getattr(subject, "explained", None)
+                for fact in () if explained is None else await explained():
+                    if fact.name == "server":
+                        self.server = fact.text
 
         # Why it can not say is told by the tests.
         with (
             contextlib.suppress(Exception, SystemExit),
             _alarm(within, _grace(self._limit), self._hangs),
         ):
-            found = asyncio.run(ask())
-            self.declared = tuple(sorted({*(self.declared or ()), *map(str, found)}))
+            asyncio.run(ask())
 
     def _hangs(self) -> None:
         self.hung = True
         raise AssertionError(hangs(self._limit))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self) -> Generator[None, None, None]:
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
         """Break off by force what does not end when it is cancelled."""
+        self._ask(getattr(item, "cls", None) or object)
         with _alarm(self._limit, _grace(self._limit), self._hangs):
             return (yield)
 
@@ -186,6 +196,7 @@ def run(
     return Run(
         results=tuple(reporter.results.values()),
         declared=reporter.declared,
+        server=reporter.server,
         left_out=reporter.left_out,
         hung=reporter.hung,
     )

@@ -47,6 +47,7 @@ from plugq.protocols.storage import (
     TaskStats,
     Wake,
 )
+from plugq.protocols.upkeep import Explaining
 from plugq.testing.children import Child, child
 from plugq.testing.clock import ManualClock
 from plugq.testing.levels import Level
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
     from plugq.protocols.plugin import Capability
     from plugq.protocols.storage import Holder, RenewReply
+    from plugq.protocols.upkeep import Fact
 
 #: The job's queue and task where a test does not say.
 QUEUE = "q"
@@ -127,6 +129,12 @@ class Contract:
         """Return the capabilities that the storage under test declares."""
         async with self.scene() as scene:
             return scene.storage.capabilities
+
+    async def explained(self) -> Sequence[Fact]:
+        """Return what the storage under test says of itself, nothing if it does not."""
+        async with self.scene() as scene:
+            storage = scene.storage
+            return await storage.facts() if isinstance(storage, Explaining) else ()
 
 
 class Scene:
