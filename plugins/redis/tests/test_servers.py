@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -46,3 +47,22 @@ class TestOtherServers(
             yield storage
         finally:
             await storage.stop()
+
+
+def test_a_server_that_is_missing_is_an_error_in_ci(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(Path(__file__).with_name("conftest.py"))
+    plugins = request.config.pluginmanager.get_plugins()
+    conftest: Any = next(one for one in plugins if getattr(one, "__file__", None) == file)
+    monkeypatch.setattr(conftest, "programs", list)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(RuntimeError, match="no redis-server was found"):
+        conftest.program()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception):
+        conftest.program()
+    monkeypatch.undo()
+    monkeypatch.setenv("PLUGQ_TEST_REDIS_SERVER", "no-such-program")
+    with pytest.raises(RuntimeError, match="names no-such-program"):
+        conftest.programs()

@@ -6,20 +6,25 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import plugq
 from plugq.assembly import planned
 from plugq.config import find_problems, load_config
 
 README = Path(__file__).parents[3] / "README.md"
+BLOCK = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_the_configuration_of_the_readme_has_no_problems() -> None:
-    (text,) = re.findall(
-        r"^```toml\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
-    table = tomllib.loads(text)
-    assert find_problems(table) == []
-    config = load_config(table)
+def test_the_configurations_of_the_readme_have_no_problems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, whole = map(tomllib.loads, BLOCK.findall(README.read_text("utf-8")))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user@localhost/shop")
+    assert find_problems(server) == []
+    assert load_config(server).storage.options["url"] == "postgresql://user@localhost/shop"
+    assert find_problems(whole) == []
+    config = load_config(whole)
     assert config.unsupported == ()
     app = plugq.App()
 

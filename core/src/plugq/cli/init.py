@@ -23,6 +23,7 @@ _SQLITE = """\
 [storage]
 use = "sqlite"
 path = "jobs.db" # relative to this file; shared by all processes of this machine
+# Over many machines: use = "redis" or "postgres", and url; pip install 'plugq[redis]' brings one.
 """
 _MEMORY = """\
 # Jobs live in the memory of one process. To keep them and to share them between processes:
