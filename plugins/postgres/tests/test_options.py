@@ -128,7 +128,7 @@ async def test_a_user_without_rights_is_told_what_is_missing(
     try:
         await db.execute(f"CREATE ROLE {role} LOGIN")
         url = server_url.replace("postgres@", f"{role}@")
-        with pytest.raises(ConfigError, match="grant"):
+        with pytest.raises(ConfigError, match="GRANT"):
             async with open_store(url=url, schema="elsewhere"):
                 pass
     finally:

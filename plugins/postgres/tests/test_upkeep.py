@@ -119,7 +119,7 @@ async def test_the_grants_are_what_a_role_needs(
     schema = f"granted_{uuid.uuid4().hex[:12]}"
     await storage_of(server_url, schema=schema).migrate()
     async with role_of(server_url) as (role, url):
-        with pytest.raises(ConfigError, match="below access"):
+        with pytest.raises(ConfigError, match="GRANT USAGE ON SCHEMA"):
             async with open_store(url=url, schema=schema, migrate=False):
                 pass
         db = await asyncpg.connect(server_url)

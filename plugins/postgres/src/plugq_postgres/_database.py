@@ -144,7 +144,7 @@ class Database:
         except (ConfigError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - start() raises what it means
-            raise unusable(error, self.server, self._options.url) from None
+            raise unusable(error, self.server, self._options.url, self._options.schema) from None
         self._open = True
 
     async def _prepare(self, db: Any) -> None:

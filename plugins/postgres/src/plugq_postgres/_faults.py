@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncpg
 
 from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
+from plugq_postgres._access import grants
 from plugq_postgres._options import without_secrets
 
 _exceptions = asyncpg.exceptions
@@ -76,14 +77,14 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
 
 
-def unusable(error: BaseException, server: str, url: str) -> Exception:
+def unusable(error: BaseException, server: str, url: str, schema: str) -> Exception:
     """Return what it means that the storage could not start; the password of the URL stays out."""
     if isinstance(error, _REFUSED):
         return ConfigError(f"storage.url: {server} refuses: {without_secrets(url, _line(error))}")
     if isinstance(error, _exceptions.InsufficientPrivilegeError):
         return ConfigError(
             f"storage.schema: {server} refuses: {_line(error)}; let somebody who may run "
-            "plugq migrate, and grant this user what plugq check names below access"
+            f"plugq migrate, and then {grants(schema)}"
         )
     return fault(error, server)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
@@ -9,9 +10,10 @@ import msgspec
 
 from plugq.errors import PlugqError
 from plugq.protocols.upkeep import Fact, Layout
+from plugq_postgres._access import grants
 from plugq_postgres._faults import unusable
 from plugq_postgres._migrations import NEEDED, migrate, schema_version
-from plugq_postgres._options import duration, quoted, shown
+from plugq_postgres._options import duration, shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +25,8 @@ T = TypeVar("T")
 #: Levels of ``synchronous_commit`` that wait for the standbys that ``synchronous_standby_names``
 #: names.
 _WITH_STANDBY = frozenset({"on", "remote_apply", "remote_write"})
+#: How long migrating may take, with the wait for others, and closing a connection, in seconds.
+_LONGEST, _PARTING = 900.0, 5.0
 _ASK = (
     "SELECT current_setting('server_version') AS release, "
     "current_setting('fsync') = 'on' AS fsync, "
@@ -73,16 +77,6 @@ async def look(db: asyncpg.Connection) -> Found:
     return Found(**{**row, "release": row["release"].partition(" ")[0]})
 
 
-def grants(schema: str = "plugq", role: str = "<user>") -> str:
-    """Return the statements that let a role submit and run jobs, and not migrate."""
-    name = quoted(schema)
-    return (
-        f"GRANT USAGE ON SCHEMA {name} TO {role}; "
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {name} TO {role}; "
-        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {name} TO {role};"
-    )
-
-
 def facts_of(found: Found, schema: str) -> Sequence[Fact]:
     """Return what a server promises and needs; what it keeps is the line that the start logs."""
     access = (
@@ -103,7 +97,8 @@ async def layout_of(options: PostgresOptions) -> Layout:
         ConfigError: the server or its schema can not be used.
         Unavailable: it can not be reached now.
     """
-    version = await _connected(options, lambda db: schema_version(db, options.schema))
+    within = duration(options.statement_timeout, "statement_timeout")
+    version = await _connected(options, lambda db: schema_version(db, options.schema), within)
     return Layout(version=version, newest=NEEDED)
 
 
@@ -114,14 +109,16 @@ async def migrated(options: PostgresOptions) -> Layout:
         ConfigError: the server or its schema can not be used, or not by this user.
         Unavailable: it can not be reached now, or others held the schema for too long.
     """
-    version = await _connected(options, lambda db: migrate(db, options.schema))
+    version = await _connected(options, lambda db: migrate(db, options.schema), _LONGEST)
     return Layout(version=version, newest=NEEDED)
 
 
 async def _connected(
-    options: PostgresOptions, call: Callable[[asyncpg.Connection], Awaitable[T]]
+    options: PostgresOptions,
+    call: Callable[[asyncpg.Connection], Awaitable[T]],
+    within: float,
 ) -> T:
-    server = shown(options.url)
+    """Make one transaction on a connection of its own, within so many seconds."""
     try:
         db = await asyncpg.connect(
             options.url,
@@ -130,13 +127,14 @@ async def _connected(
             statement_cache_size=0,
         )
         try:
-            return await call(db)
+            async with asyncio.timeout(within), db.transaction():
+                return await call(db)
         finally:
-            await db.close(timeout=5)
+            await db.close(timeout=_PARTING)
     except PlugqError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
-        raise unusable(error, server, options.url) from None
+        raise unusable(error, shown(options.url), options.url, options.schema) from None
 
 
-__all__ = ["Found", "facts_of", "grants", "layout_of", "look", "migrated"]
+__all__ = ["Found", "facts_of", "layout_of", "look", "migrated"]
