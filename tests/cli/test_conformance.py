@@ -98,6 +98,9 @@ def answer():
     return 42
 """
 
+#: Each runs a part of the kit in processes of its own.
+pytestmark = pytest.mark.timeout(300)
+
 
 def refused(shell: Shell, said: str, *arguments: str) -> None:
     run = shell.run("conformance", *arguments)

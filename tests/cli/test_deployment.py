@@ -156,7 +156,8 @@ def test_check_finds_everything(shop: Shell) -> None:
         "worker.queues: no task and no [queues] names 'defualt', did you mean 'default'?",
     ):
         assert any(line.startswith(start.partition(",")[0]) for line in lines), (start, lines)
-    assert json.loads(shop.run("check", "--json").stdout) == {"problems": lines}
+    found = json.loads(shop.run("check", "--json").stdout)
+    assert found == {"problems": lines, "storage": {"use": "sqlite", "facts": []}}
 
 
 def test_schedules_are_listed_with_their_next_runs(shop: Shell) -> None:

@@ -91,7 +91,7 @@ async def test_a_hung_worker_that_comes_back_can_not_undo_the_end(
 @pytest.mark.parametrize("fate", FATES)
 async def test_a_running_job_ends_at_its_deadline(deployment: Any, fate: str) -> None:
     async with deployment.client() as client:
-        handle = await running(deployment, client, fate, deadline="2s", max_attempts=10)
+        handle = await running(deployment, client, fate, deadline="6s", max_attempts=10)
         job, error = await ends(handle, deployment.patience)
         assert isinstance(error, plugq.JobFailed)
         assert error.code == job.code == "deadline"
