@@ -1,13 +1,15 @@
 """The nodes of a cluster: which of them has a key, and a line to each that is used.
 
 A node that no longer has a key says where it is now and has done nothing, so such a call is sent
-there. Nothing else is ever sent twice.
+there. While the keys of a slot are moved, a call waits until all of them have arrived. Nothing else
+is ever sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,9 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq_redis._faults import BROKEN, broken, elsewhere, refusal, unusable
-from plugq_redis._line import AskingLine, Line, Part, not_started
-from plugq_redis._place import EVALSHA, Keys, Place, run_script
+from plugq_redis._faults import BROKEN, broken, is_moving, moved_to, refusal, unusable
+from plugq_redis._line import Line, Part, not_started
+from plugq_redis._place import Keys, Place, run_script, script_call
 from plugq_redis._records import encode, flat
 from plugq_redis._scripts import scripts
 
@@ -35,6 +37,8 @@ _WAKE = encode(["w"])
 _time = msgspec.msgpack.Decoder(float).decode
 #: How often a call follows the key that it is about.
 _MOST_MOVES = 5
+#: Seconds between looks at a slot that is being moved: the first pause and the longest.
+_FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.25
 _Node = tuple[str, int]
 _GONE: tuple[type[BaseException], ...] = (Unavailable, *BROKEN)
 
@@ -129,7 +133,7 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
 
-        async def send(line: Line | AskingLine) -> Any:
+        async def send(line: Line) -> Any:
             return await line.call(*command, writes=writes)
 
         return await self._follow(key, send)
@@ -143,9 +147,9 @@ class Nodes:
         """
         script = scripts()[name]
         header = self.keys.header(cluster=True, known=self._latest)
-        command = EVALSHA, script.digest, 1, key, header, *arguments
+        command = script_call(script, key, header, *arguments)
 
-        async def send(line: Line | AskingLine) -> Any:
+        async def send(line: Line) -> Any:
             return await run_script(line, script, command, writes=writes)
 
         try:
@@ -175,10 +179,12 @@ class Nodes:
             self.call(key, "PUBLISH", self.keys.channel + channel, data, writes=False)
         )
 
-    async def _follow(self, key: str, send: Callable[[Line | AskingLine], Awaitable[Any]]) -> Any:
+    async def _follow(self, key: str, send: Callable[[Line], Awaitable[Any]]) -> Any:
         slot = key_slot(key.encode())
-        line: Line | AskingLine = await self._line_for(slot)
-        for _ in range(_MOST_MOVES):
+        end = asyncio.get_running_loop().time() + self._timeout
+        pause, moves = _FIRST_LOOK, 0
+        line = await self._line_for(slot)
+        while True:
             try:
                 return await send(line)
             except Unavailable:
@@ -186,18 +192,22 @@ class Nodes:
                 self._learn()
                 raise
             except RedisError as error:
-                moved = elsewhere(error)
-                if moved is None:
-                    raise
-                if moved.asking:
-                    line = AskingLine(await self._line(moved.node))
+                node = moved_to(error)
+                if node is not None and moves < _MOST_MOVES:
+                    moves += 1
+                    assert self._map is not None  # noqa: S101 - a line was found by it
+                    self._map.move(slot, node)
+                    self._learn()
+                    line = await self._line(node)
                     continue
-                assert self._map is not None  # noqa: S101 - a line was found by it
-                self._map.move(slot, moved.node)
-                self._learn()
-                line = await self._line(moved.node)
-        message = f"the cluster at {self.place} moves its keys to and fro; try again"
-        raise Unavailable(message)
+                if node is None and not is_moving(error):
+                    raise
+            if asyncio.get_running_loop().time() + pause >= end:
+                message = f"the cluster at {self.place} is moving the keys of a queue; try again"
+                raise Unavailable(message)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            pause = min(2 * pause, _LONGEST_LOOK)
+            line = await self._line_for(slot)
 
     async def _line_for(self, slot: int) -> Line:
         if self._map is None:
