@@ -291,10 +291,17 @@ def own_cluster() -> Iterator[RedisCluster]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def moving_cluster() -> Iterator[RedisCluster]:
+    """A cluster of a module's own, in which slots may be moved."""
+    with running_cluster() as one:
+        yield one
+
+
 @pytest.fixture
-def start_moving(own_cluster: RedisCluster) -> Callable[..., Moving]:
-    """Begins to move a slot of the test's own cluster."""
-    return partial(Moving, own_cluster)
+def start_moving(moving_cluster: RedisCluster) -> Callable[..., Moving]:
+    """Begins to move a slot of that cluster."""
+    return partial(Moving, moving_cluster)
 
 
 @pytest.fixture

@@ -20,14 +20,18 @@ from plugq_redis import RedisStorage, _place
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
 
 PATIENCE = 30.0
-#: A queue whose keys lie on the first of three nodes.
-NAMESPACE = "n"
-QUEUE = next(
-    f"q{number}"
-    for number in range(1_000)
-    if key_slot(f"plugq:{{{NAMESPACE}/q{number}}}:clock".encode()) < 16_384 // 3
-)
-SLOT = key_slot(f"plugq:{{{NAMESPACE}/{QUEUE}}}:clock".encode())
+SLOTS, NODES = 16_384, 3
+
+
+def place_of(namespace: str) -> tuple[str, int]:
+    """Return a queue whose keys lie on the first node, and its slot."""
+    for number in itertools.count():
+        queue = f"q{number}"
+        slot: int = key_slot(f"plugq:{{{namespace}/{queue}}}:clock".encode())
+        if slot < SLOTS // NODES:
+            return queue, slot
+    raise AssertionError
+
 
 #: Which keys of the queue have left first, by the ends of their names.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -43,17 +47,18 @@ class Bench:
     """A storage over the cluster, and what is put into its queue."""
 
     def __init__(self, storage: RedisStorage, new_job: Any, claim: Any, succeed: Any) -> None:
+        self.queue, self.slot = place_of(storage._nodes.keys._namespace)
         self._storage = storage
         self._new_job = new_job
         self._claim = claim
         self._succeed = succeed
 
     async def submit(self, *ids: str) -> Any:
-        jobs = [self._new_job(id, queue=QUEUE, lane=None) for id in ids]
+        jobs = [self._new_job(id, queue=self.queue, lane=None) for id in ids]
         return await until(functools.partial(self._storage.submit, jobs))
 
     async def claim(self, limit: int, worker: str = "w") -> Any:
-        request = self._claim(limit, worker=worker, queues=(QUEUE,))
+        request = self._claim(limit, worker=worker, queues=(self.queue,))
         return (await until(functools.partial(self._storage.claim, request))).leases
 
     async def settle(self, leases: Any) -> Any:
@@ -71,10 +76,10 @@ class Bench:
 
     def calls(self, leases: Any) -> list[Callable[[], Any]]:
         return [
-            lambda: self._storage.submit([self._new_job("c", queue=QUEUE, lane="l")]),
-            lambda: self._storage.claim(self._claim(5, queues=(QUEUE,))),
+            lambda: self._storage.submit([self._new_job("c", queue=self.queue, lane="l")]),
+            lambda: self._storage.claim(self._claim(5, queues=(self.queue,))),
             lambda: self._storage.settle(self._succeed(leases)),
-            lambda: self._storage.get([JobRef(QUEUE, "a")]),
+            lambda: self._storage.get([JobRef(self.queue, "a")]),
         ]
 
     async def ended(self) -> tuple[int, int]:
@@ -86,11 +91,11 @@ class Bench:
 
 @pytest.fixture
 def open_bench(
-    own_cluster: Any, open_store: OpenStore, new_job: Any, claim: Any, succeed: Any
+    moving_cluster: Any, open_store: OpenStore, new_job: Any, claim: Any, succeed: Any
 ) -> Any:
     @contextlib.asynccontextmanager
     async def open_(**options: Any) -> Any:
-        async with open_store(own_cluster.url, namespace=NAMESPACE, **options) as storage:
+        async with open_store(moving_cluster.url, **options) as storage:
             yield Bench(storage, new_job, claim, succeed)
 
     return open_
@@ -110,7 +115,7 @@ async def half_moved(open_bench: Any, start_moving: Any, part: str) -> None:
     async with open_bench(timeout=0.3) as bench:
         await bench.submit("a", "b")
         leases = await bench.claim(1)
-        moving = start_moving(SLOT, 0, 1)
+        moving = start_moving(bench.slot, 0, 1)
         left = [key for key in moving.waiting() if key.decode().endswith(PARTS[part])]
         moving.send(*left)
         for call in bench.calls(leases):
@@ -156,10 +161,10 @@ async def test_a_load_goes_on_while_its_slot_moves(open_bench: Any, start_moving
             accepted.extend(ids)
             await asyncio.sleep(0.001)
 
-    async def move() -> None:
+    async def move(bench: Bench) -> None:
         for source, target in ((0, 1), (1, 2), (2, 0)):
             await asyncio.sleep(0.05)
-            moving = await asyncio.to_thread(start_moving, SLOT, source, target)
+            moving = await asyncio.to_thread(start_moving, bench.slot, source, target)
             while keys := await asyncio.to_thread(moving.waiting, 5):
                 await asyncio.to_thread(moving.send, *keys)
             await asyncio.to_thread(moving.end)
@@ -167,7 +172,7 @@ async def test_a_load_goes_on_while_its_slot_moves(open_bench: Any, start_moving
 
     async with open_bench() as bench:
         workers = [asyncio.create_task(bench.work(name, ended)) for name in ("v", "w")]
-        await asyncio.gather(move(), *(submit(bench, name) for name in ("a", "b")))
+        await asyncio.gather(move(bench), *(submit(bench, name) for name in ("a", "b")))
         async with asyncio.timeout(PATIENCE):
             while len(ended) < len(accepted):
                 await asyncio.sleep(0.01)

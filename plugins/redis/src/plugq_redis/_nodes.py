@@ -86,8 +86,9 @@ class Nodes:
         self._lines: dict[_Node, Line] = {}
         self._opening: dict[_Node, asyncio.Lock] = {}
         self._asking: asyncio.Task[None] | None = None
-        #: The latest time that any node told, and what the common clock said at which moment.
-        self._latest = 0.0
+        #: The latest time that any node told.
+        self.latest: float = 0.0
+        # What the common clock said at which moment.
         self._common_time, self._common_at = -_SLACK, 0.0
 
     @property
@@ -146,7 +147,7 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
         script = scripts()[name]
-        header = self.keys.header(cluster=True, known=self._latest)
+        header = self.keys.header(cluster=True, known=self.latest)
         command = script_call(script, key, header, *arguments)
 
         async def send(line: Line) -> Any:
@@ -162,7 +163,7 @@ class Nodes:
 
         It is one time for all: whoever looks there must not live in the past of the others.
         """
-        self._latest = max(self._latest, now)
+        self.latest = max(self.latest, now)
         if self.keys.manual:
             return now > self._common_time
         elapsed = asyncio.get_running_loop().time() - self._common_at
@@ -170,7 +171,7 @@ class Nodes:
 
     def see_common(self, now: float) -> None:
         """Take note of what the common clock says."""
-        self._latest = max(self._latest, now)
+        self.latest = max(self.latest, now)
         self._common_time, self._common_at = now, asyncio.get_running_loop().time()
 
     def publish(self, key: str, channel: str, data: bytes) -> asyncio.Future[Any]:
