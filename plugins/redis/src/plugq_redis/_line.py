@@ -88,6 +88,8 @@ class Line:
         The errors are those of redis-py: whoever opens a line tells what they mean.
         """
         self._connection = await self._connect()
+        # Of the loop that opens it now.
+        self._work = asyncio.Event()
         self._open = True
         self._task = asyncio.create_task(self._run(), name="plugq-redis-line")
 

@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq_redis._faults import BROKEN, broken, is_moving, moved_to, refusal, unusable
+from plugq_redis._faults import BROKEN, broken, code_of, is_moving, moved_to, refusal, unusable
 from plugq_redis._line import Line, Part, not_started
 from plugq_redis._place import Keys, Place, run_script, script_call
 from plugq_redis._records import encode, flat
@@ -39,8 +39,18 @@ _time = msgspec.msgpack.Decoder(float).decode
 _MOST_MOVES = 5
 #: Seconds between looks at a slot that is being moved: the first pause and the longest.
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.25
+#: Seconds for an answer that is only a hint: without it a call goes on.
+_HINT = 0.25
+#: What a node answers that may have lost its slots.
+_LOST = frozenset({"CLUSTERDOWN", "MASTERDOWN", "READONLY"})
 _Node = tuple[str, int]
 _GONE: tuple[type[BaseException], ...] = (Unavailable, *BROKEN)
+
+
+def _host(named: bytes | None) -> str:
+    """Return the host that a node has, empty where that is to be the one that was asked."""
+    host = (named or b"").decode()
+    return "" if host == "?" else host
 
 
 class SlotMap:
@@ -48,7 +58,7 @@ class SlotMap:
 
     def __init__(self, answer: Sequence[Any], default: str) -> None:
         ranges = sorted(
-            (int(first), int(last), (master[0].decode() or default, int(master[1])))
+            (int(first), int(last), (_host(master[0]) or default, int(master[1])))
             for first, last, master, *_ in answer
         )
         self._firsts = [first for first, _, _ in ranges]
@@ -81,10 +91,12 @@ class Nodes:
         self.keys: Keys = keys
         self._target = target
         self._timeout = timeout
-        self._logger = logger
+        self.logger: logging.Logger = logger
         self._map: SlotMap | None = None
         self._lines: dict[_Node, Line] = {}
         self._opening: dict[_Node, asyncio.Lock] = {}
+        #: Those to nodes that have no slots any more.
+        self._leaving: list[Line] = []
         self._asking: asyncio.Task[None] | None = None
         #: The latest time that any node told.
         self.latest: float = 0.0
@@ -115,8 +127,12 @@ class Nodes:
             self._asking.cancel()
             await asyncio.wait((self._asking,))
             self._asking = None
-        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        # A close that was cancelled above goes on here.
+        lines = (*self._lines.values(), *self._leaving)
+        await asyncio.gather(*(line.close() for line in lines))
         self._lines.clear()
+        self._leaving.clear()
+        self._opening.clear()
 
     def target_of(self, key: str) -> Target:
         """Return how the node that has a key is reached."""
@@ -125,7 +141,9 @@ class Nodes:
         node = self._map.node(key_slot(key.encode()))
         return self._target if node is None else self._target.at(*node)
 
-    async def call(self, key: str, *command: Part, writes: bool) -> Any:
+    async def call(
+        self, key: str, *command: Part, writes: bool, within: float | None = None
+    ) -> Any:
         """Send a command to the node that has the key.
 
         Raises:
@@ -135,7 +153,7 @@ class Nodes:
         """
 
         async def send(line: Line) -> Any:
-            return await line.call(*command, writes=writes)
+            return await line.call(*command, writes=writes, within=within)
 
         return await self._follow(key, send)
 
@@ -202,6 +220,8 @@ class Nodes:
                     line = await self._line(node)
                     continue
                 if node is None and not is_moving(error):
+                    if code_of(error) in _LOST:
+                        self._learn()
                     raise
             if asyncio.get_running_loop().time() + pause >= end:
                 message = f"the cluster at {self.place} is moving the keys of a queue; try again"
@@ -229,7 +249,7 @@ class Nodes:
             if self._map is None:
                 raise not_started()
             if line is None:
-                line = Line(self._target.at(*node), self._timeout, self._logger)
+                line = Line(self._target.at(*node), self._timeout, self.logger)
                 try:
                     await line.open()
                 except BROKEN as error:
@@ -256,20 +276,22 @@ class Nodes:
                 continue
             await self._let_go()
             return
-        line = Line(self._target, self._timeout, self._logger)
+        line = Line(self._target, self._timeout, self.logger)
         try:
             await line.open()
             self._map = await self._ask(line)
         except _GONE as error:
-            self._logger.debug("the cluster at %s: %s", self.place, error)
+            self.logger.debug("the cluster at %s: %s", self.place, error)
         finally:
             await line.close()
 
     async def _let_go(self) -> None:
         """Close the lines to nodes that have no slots any more."""
         known = () if self._map is None else self._map.nodes
-        for node in [node for node in self._lines if node not in known]:
-            await self._lines.pop(node).close()
+        self._leaving += [self._lines.pop(node) for node in [*self._lines] if node not in known]
+        while self._leaving:
+            await self._leaving[-1].close()
+            self._leaving.pop()
 
     async def _ask(self, line: Line) -> SlotMap:
         answer = await line.call("CLUSTER", "SLOTS", writes=False)
@@ -303,21 +325,30 @@ class CommonPlace(Place):
 
     async def attend(self) -> None:
         """Let the common clock know of the latest time, as far as it can be reached."""
-        with contextlib.suppress(Unavailable, OutcomeUnknown):
-            self._nodes.see_common(_time(await self.run("attend", b"")))
+        with contextlib.suppress(Unavailable, OutcomeUnknown, TimeoutError):
+            async with asyncio.timeout(_HINT):
+                self._nodes.see_common(_time(await self.run("attend", b"")))
 
     async def tell(self, messages: Sequence[bytes]) -> int:
         """Publish messages to peers; return how many wake-ups nobody heard."""
         pairs = list(zip(messages[::2], messages[1::2], strict=True))
         channel = self.keys.channel.encode() + b"peer:"
         heard = await asyncio.gather(
-            *(self.command("PUBLISH", channel + peer, message) for peer, message in pairs),
+            *(self.hint("PUBLISH", channel + peer, message) for peer, message in pairs),
             return_exceptions=True,
         )
         unheard = [message for (_, message), count in zip(pairs, heard, strict=True) if count == 0]
         return unheard.count(_WAKE)
 
-    async def command(self, *parts: Part, writes: bool = False) -> Any:
+    async def hint(self, *parts: Part) -> Any:
+        """Return the reply to a command without which a call goes on, if it comes soon.
+
+        Raises:
+            Unavailable: it did not.
+        """
+        return await self.command(*parts, within=_HINT)
+
+    async def command(self, *parts: Part, writes: bool = False, within: float | None = None) -> Any:
         """Return the reply to a plain command.
 
         Raises:
@@ -325,7 +356,7 @@ class CommonPlace(Place):
             OutcomeUnknown: it may have happened.
         """
         try:
-            return await self._nodes.call(self.key, *parts, writes=writes)
+            return await self._nodes.call(self.key, *parts, writes=writes, within=within)
         except RedisError as error:
             raise refusal(error, self.place) from None
 

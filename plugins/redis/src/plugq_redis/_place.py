@@ -28,13 +28,15 @@ _NONE = ":none"
 class Keys:
     """The names of keys and channels of a namespace, and the header of every call."""
 
-    def __init__(self, prefix: str, context: PluginContext) -> None:
+    def __init__(self, prefix: str, context: PluginContext, database: int = 0) -> None:
         self._prefix = prefix
         self._clock = context.clock
         # As Lua writes them, which knows no more than bytes.
         self._namespace = quote(context.namespace, safe="")
         self.common: str = f"{prefix}{{{self._namespace}}}:"
-        self.channel: str = f"{prefix}{self._namespace}:"
+        # Channels know no databases.
+        place = f"@{database}:" if database else ""
+        self.channel: str = f"{prefix}{self._namespace}:{place}"
 
     def of(self, queue: str) -> str:
         """Return what the keys of a queue begin with.
@@ -60,7 +62,7 @@ class Keys:
         ``known`` is the latest time that was heard of, in a cluster perhaps from another node.
         """
         now = None if self._clock is None else self._clock.time()
-        return flat(self._prefix, self._namespace, now, cluster, known)
+        return flat(self._prefix, self._namespace, now, cluster, known, self.channel)
 
 
 class Place(ABC):

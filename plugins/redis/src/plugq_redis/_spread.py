@@ -22,7 +22,7 @@ from plugq.protocols.storage import (
     SweepReply,
 )
 from plugq_redis import _claims, _index, _registers, _submit
-from plugq_redis._intents import Intents
+from plugq_redis._intents import MARKED, Intents, read_intent
 from plugq_redis._nodes import CommonPlace, Nodes, QueuePlace
 from plugq_redis._records import flat
 from plugq_redis._signals import EVENTS
@@ -63,6 +63,7 @@ class Spread:
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
+        self._channel = nodes.keys.channel
         self._common = CommonPlace(nodes)
         self._intents = Intents(self._common)
         self._places: dict[str, QueuePlace] = {}
@@ -75,10 +76,13 @@ class Spread:
 
     async def queues(self) -> list[str]:
         """Return the names of all queues."""
-        found = await self._common.command("SMEMBERS", f"{self._nodes.keys.common}queues")
-        names = [name.decode() for name in found]
-        self._known.update(names)
-        return names
+        key = f"{self._nodes.keys.common}queues"
+        names = {name.decode() for name in await self._common.command("SMEMBERS", key)}
+        if lost := self._known - names:
+            # That node has lost what it was told, and the queues are still there.
+            await self._common.command("SADD", key, *sorted(lost), writes=True)
+        self._known |= names
+        return sorted(self._known)
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs and answer for each.
@@ -102,15 +106,19 @@ class Spread:
             return refused
         mark = await self._intents.keep(jobs, sequences)
         try:
-            return await self._submit_parts(jobs, sequences, mark)
+            parts = await self._submit_parts(jobs, sequences, mark)
         except Unavailable as error:
             message = f"{error}; the call is decided and will be done, sending it again is safe"
             raise OutcomeUnknown(message) from None
+        if [len(part) for part in parts] != [len(places) for places in groups.values()]:
+            message = "the call was done by another process, and some of its jobs have gone since"
+            raise OutcomeUnknown(message)
+        return _put_together(len(jobs), groups, parts)
 
     async def _submit_parts(
         self, jobs: Sequence[NewJob], sequences: Sequence[int], mark: str
-    ) -> list[SubmitReply]:
-        """Let each queue do its part of a call that is decided."""
+    ) -> list[list[SubmitReply]]:
+        """Let each queue do its part of a call that is decided; return the answers of each."""
         groups = _grouped(jobs, lambda job: job.queue)
         parts = await self._changes(
             *(
@@ -124,11 +132,14 @@ class Spread:
             )
         )
         await self._intents.drop(mark)
-        sizes = [len(places) for places in groups.values()]
-        # Of a part that was done before there are no answers, and nobody waits for them.
-        if [len(part) for part in parts] != sizes:
-            return []
-        return _put_together(len(jobs), groups, parts)
+        # Whoever has begun to do the same may still come, but not for long.
+        until = self._nodes.latest + MARKED
+        marks = [f"{self._nodes.keys.of(queue)}marks" for queue in groups]
+        calls = [
+            self._nodes.call(key, "ZADD", key, "XX", until, mark, writes=True) for key in marks
+        ]
+        await asyncio.gather(*calls, return_exceptions=True)
+        return parts
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
@@ -184,14 +195,21 @@ class Spread:
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted, of whatever queue."""
         groups = _grouped(leases, lambda ref: ref.queue)
-        if holder is not None:
-            groups |= {queue: [] for queue in await self.queues() if queue not in groups}
         parts = await self._changes(
             *(
                 _claims.renew(self._at(queue), [leases[place] for place in places], lease, holder)
                 for queue, places in groups.items()
             )
         )
+        if holder is not None:
+            try:
+                others = [queue for queue in await self.queues() if queue not in groups]
+                calls = [_claims.renew(self._at(queue), [], lease, holder) for queue in others]
+                await self._changes(*calls)
+            except (Unavailable, OutcomeUnknown):
+                # The next renewal asks for it again; what was extended is what counts.
+                if not leases:
+                    raise
         return _put_together(len(leases), groups, parts)
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
@@ -199,6 +217,8 @@ class Spread:
 
         A node that is down is swept when it is back, the others are swept now.
         """
+        # Before the marks of what was done are forgotten.
+        await self._do_what_is_left()
         places = [self._at(queue) for queue in await self.queues()]
         counts = await asyncio.gather(
             *(_index.due(place, request) for place in places), return_exceptions=True
@@ -214,7 +234,6 @@ class Spread:
         parts = [result for result in results if isinstance(result, SweepReply)]
         if not parts:
             raise next(result for result in results if isinstance(result, BaseException))
-        await self._do_what_is_left()
         await self._changes()
         return SweepReply(
             changes=tuple([change for part in parts for change in part.changes]),
@@ -224,8 +243,14 @@ class Spread:
     async def _do_what_is_left(self) -> None:
         """Do the calls that are decided and whose processes have gone."""
         with contextlib.suppress(Unavailable, OutcomeUnknown):
-            for mark, intent in (await self._intents.left()).items():
-                await self._submit_parts(intent.jobs, intent.sequences, mark)
+            for mark, data in (await self._intents.left()).items():
+                try:
+                    intent = read_intent(data)
+                    await self._submit_parts(intent.jobs, intent.sequences, mark)
+                except (PlugqError, msgspec.MsgspecError) as error:
+                    # It does not stand in the way of the others, and is tried again later.
+                    self._nodes.logger.warning("a call to several queues is not done: %s", error)
+                    await self._intents.postpone(mark)
 
     async def get(
         self, refs: Sequence[JobRef], *, body: bool, waiting: bool
@@ -319,8 +344,12 @@ class Spread:
 
     async def _make_known(self, queues: Iterable[str]) -> None:
         """Put queues on the list before anything is written there."""
-        new = [queue for queue in dict.fromkeys(queues) if queue not in self._known]
-        if new:
+        wanted = dict.fromkeys(queues)
+        if all(queue in self._known for queue in wanted):
+            return
+        # A node that is full does not even take a name that it has.
+        await self.queues()
+        if new := [queue for queue in wanted if queue not in self._known]:
             key = f"{self._nodes.keys.common}queues"
             await self._common.command("SADD", key, *new, writes=True)
             self._known.update(new)
@@ -331,11 +360,13 @@ class Spread:
         Raises:
             OutcomeUnknown: some were made and others were not, or may not have been.
         """
-        channel = f"{self._nodes.keys.channel}{EVENTS}"
-        asked = self._common.command("PUBSUB", "NUMSUB", channel)
-        numbers, *results = await asyncio.gather(asked, *calls, return_exceptions=True)
-        # With the node of the events out of reach somebody may be listening.
-        self.listened = isinstance(numbers, BaseException) or int(numbers[1]) > 0
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        # Afterwards: who listens from now on sees the change, and who did so before is told of it.
+        try:
+            numbers = await self._common.hint("PUBSUB", "NUMSUB", f"{self._channel}{EVENTS}")
+            self.listened = int(numbers[1]) > 0
+        except (Unavailable, OutcomeUnknown):
+            self.listened = True
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
             error = max(errors, key=_weight)
@@ -398,7 +429,7 @@ class Spread:
                 replies.append(reply)
                 left -= len(reply.leases)
         if not replies and errors:
-            raise errors[0]
+            raise max(errors, key=_weight)
         reply = _joined(replies)
         if errors:
             # Nobody will be woken for that queue.

@@ -20,6 +20,7 @@ for index = 1, #entries, 2 do
     local state = is_overdue(j) and FAILED or j.state
     if not is_expired(j) and (#allowed == 0 or states[state]) and (not task or j.task == task)
       and (not since or j.submitted >= since) and (not till or j.submitted < till) then
+      stored[4] = stored[4] and history_of(q.job .. id)
       stored[5] = j.state == RUNNING and call('ZSCORE', base .. 'leases', id)
       stored[6] = id
       stored[7] = call('HEXISTS', q.job .. id, 'r')
