@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -14,11 +15,13 @@ from plugq.job import AttemptRecord, JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
     FindQuery,
     NewJob,
+    PluginContext,
     RegisterChange,
     Reprioritise,
     Settlement,
 )
-from plugq_redis import RedisStorage
+from plugq.testing import ManualClock
+from plugq_redis import RedisOptions, RedisStorage
 
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
 NewJobs = Callable[..., NewJob]
@@ -166,3 +169,33 @@ async def test_restoring_costs_the_same_however_many_queues_there_are(
         assert await cost(storage, 2_500) <= 102
         found = await storage.get([JobRef("q", str(number)) for number in range(2_500, 2_550)])
         assert [job and job.sequence for job in found] == list(range(2_500, 2_550))
+
+
+async def test_what_was_shown_as_over_does_not_come_back(
+    server: str, new_job: NewJobs, claim: Any
+) -> None:
+    """By a clock that was set back, as after a failover to a server that is behind."""
+    now = time.time()
+    stores = [
+        RedisStorage(
+            RedisOptions(url=server),
+            PluginContext(namespace="clocks", clock=ManualClock(start)),
+        )
+        for start in (now, now + 5, now + 4)
+    ]
+    for storage in stores:
+        await storage.start()
+    try:
+        first, ahead, behind = stores
+        await first.submit([new_job("a", deadline_in=4.5), new_job("b", deadline_in=4.5)])
+        for look in (
+            ahead.get([JobRef("q", "a")]),
+            behind.get([JobRef("q", "a")]),
+        ):
+            (found,) = await look
+            assert found is not None
+            assert (found.state, found.code) == (JobState.FAILED, "deadline")
+        assert (await behind.claim(claim(2))).leases == ()
+    finally:
+        for storage in stores:
+            await storage.stop()

@@ -30,6 +30,8 @@ Part = str | bytes | int | float
 
 #: As many bytes go out in one write.
 _WRITE = 2**20
+#: Seconds that a call waits for a connection that could not be had a moment ago.
+_BRIEF = 1.0
 #: Seconds between attempts to connect: the first pause and the longest.
 FIRST_PAUSE = 0.1
 #: After so many attempts in a row an outage is worth a line in the log.
@@ -131,11 +133,23 @@ class Line:
             RedisError: the server's answer, for :mod:`plugq_redis._faults` to read.
         """
         call = self.send(*command, writes=writes)
+        seconds = self.timeout if within is None else max(0.0, within)
+        brief = min(seconds, _BRIEF)
         try:
-            async with asyncio.timeout(self.timeout if within is None else max(0.0, within)):
+            if self._connection is None and self._failures:
+                # A server that was not there a moment ago is not waited for as long, since nothing
+                # happens meanwhile; what was sent is.
+                await asyncio.wait((call.future,), timeout=brief)
+                if not call.sent and not call.future.done():
+                    raise self._late(call)
+                seconds -= brief
+            async with asyncio.timeout(seconds):
                 return await call.future
         except TimeoutError:
             raise self._late(call) from None
+        finally:
+            # Who waits for it no more does not want it sent.
+            call.future.cancel()
 
     def send(self, *command: Part, writes: bool) -> _Call:
         """Let a command go out with the next write; its future gets the reply."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -55,6 +55,9 @@ _FIRST = msgspec.msgpack.Decoder(int).decode
 _KINDS = 5
 #: Seconds after which a claim looks again at a queue whose node did not answer.
 _AGAIN = 1.0
+#: Seconds for what may be left to the next time.
+_PATIENCE = 1.0
+T = TypeVar("T")
 _REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
@@ -205,8 +208,8 @@ class Spread:
             try:
                 others = [queue for queue in await self.queues() if queue not in groups]
                 calls = [_claims.renew(self._at(queue), [], lease, holder) for queue in others]
-                await self._changes(*calls)
-            except (Unavailable, OutcomeUnknown):
+                await (self._changes(*calls) if not leases else _soon(self._changes(*calls)))
+            except (Unavailable, OutcomeUnknown, TimeoutError):
                 # The next renewal asks for it again; what was extended is what counts.
                 if not leases:
                     raise
@@ -220,8 +223,9 @@ class Spread:
         # Before the marks of what was done are forgotten.
         await self._do_what_is_left()
         places = [self._at(queue) for queue in await self.queues()]
+        # A node that hangs holds up no other queue.
         counts = await asyncio.gather(
-            *(_index.due(place, request) for place in places), return_exceptions=True
+            *(_soon(_index.due(place, request)) for place in places), return_exceptions=True
         )
         calls = [_index.sweep(self._common, request)]
         left = [max(0, request.limit)] * _KINDS
@@ -461,6 +465,16 @@ class Spread:
             )
         )
         return _put_together(len(edit.refs), groups, parts)
+
+
+async def _soon(call: Awaitable[T]) -> T:
+    """Return what a call returns.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    async with asyncio.timeout(_PATIENCE):
+        return await call
 
 
 def _weight(error: BaseException) -> int:

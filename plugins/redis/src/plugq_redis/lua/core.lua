@@ -64,6 +64,13 @@ local function allow_writes()
   call('DEL', KEYS[2])
 end
 
+-- Whether time alone has changed a job, of which this is what moves.
+local function has_passed(m)
+  local state, _, _, _, _, _, _, _, deadline, _, _, _, expires = unpack_all(m)
+  return (state <= QUEUED and deadline ~= nil and deadline <= now)
+    or (expires ~= nil and expires <= now)
+end
+
 local function encoded(name)
   return (name:gsub('[^A-Za-z0-9_.~-]', function(char)
     return string.format('%%%02X', char:byte())
