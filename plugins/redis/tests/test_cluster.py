@@ -17,7 +17,7 @@ from redis.crc import key_slot
 
 import plugq
 from plugq.assembly import Assembly
-from plugq.errors import OutcomeUnknown, Unavailable
+from plugq.errors import InvalidJob, OutcomeUnknown, Unavailable
 from plugq.job import JobRef, JobState, Outcome
 from plugq.protocols import (
     Cancel,
@@ -466,3 +466,28 @@ async def test_no_line_is_left_that_was_given_up(own_cluster: Any, open_store: O
             os.kill(own_cluster.nodes[2].pid, signal.SIGCONT)
     await asyncio.gather(asking, return_exceptions=True)
     assert not [task for task in asyncio.all_tasks() if "plugq-redis" in task.get_name()]
+
+
+async def test_who_only_listens_finds_the_node_that_took_over(
+    own_cluster: Any, open_store: OpenStore
+) -> None:
+    """It makes no calls by which it would learn of that."""
+    namespace = namespace_on(0)
+    async with open_store(own_cluster.url, namespace=namespace) as storage:
+        listening = storage.listen()
+        assert await anext(listening) == Resync()
+        slot = key_slot(f"plugq:{{{namespace}}}:clock".encode())
+        own_cluster.move(slot, source=0, target=2)
+        own_cluster.nodes[0].stop()
+        async with asyncio.timeout(PATIENCE):
+            assert await anext(listening) == Resync()
+        await listening.aclose()
+
+
+async def test_a_queue_has_a_name(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    async with open_store(own_cluster.url) as storage:
+        with pytest.raises(InvalidJob, match="queue: give a name"):
+            await storage.submit([new_job(queue="")])
+        assert (await storage.stats()).queues == ()

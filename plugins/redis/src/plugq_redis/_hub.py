@@ -50,9 +50,12 @@ class Hub:
         keys: Keys,
         timeout: float,
         logger: logging.Logger,
+        *,
+        lost: Callable[[], None],
     ) -> None:
         self._where = where
         self._send = publish
+        self._lost = lost
         self._keys = keys
         self._timeout = timeout
         self._logger = logger
@@ -96,7 +99,9 @@ class Hub:
             message = f"Redis at {self._place} took no subscription; check that it runs"
             raise Unavailable(message) from None
         except BaseException:
-            self._forget(channel, receiver)
+            if self._forget(channel, receiver):
+                # It may have gone out, and nobody listens any more.
+                await self._say("UNSUBSCRIBE", channel)
             raise
 
     async def leave(self, receiver: Receiver[Any]) -> None:
@@ -230,6 +235,8 @@ class Hub:
                     self._let_go(refusal(error, self._place))
                 except Exception as error:  # noqa: BLE001 - whoever watches must not be left alone
                     self._logger.debug("the signals of Redis broke: %r", error)
+                # Whoever only listens learns by nothing else that a node is no more.
+                self._lost()
         finally:
             await self._drop()
 

@@ -71,6 +71,7 @@ class Line:
         self._connection: AbstractConnection | None = None
         self._packer = target.connection()
         self._serving: tuple[asyncio.Task[None], ...] = ()
+        self._loading: dict[bytes, asyncio.Task[Any]] = {}
         self._heard = 0.0
         self._failures = 0
 
@@ -150,6 +151,31 @@ class Line:
         finally:
             # Who waits for it no more does not want it sent.
             call.future.cancel()
+
+    async def load(self, script: bytes, within: float) -> None:
+        """Load a script, once for all who miss it at the same time.
+
+        Raises:
+            Unavailable: it was not loaded.
+            RedisError: the server's answer.
+        """
+        loading = self._loading.get(script)
+        if loading is None:
+            loading = asyncio.create_task(self.call("SCRIPT", "LOAD", script, writes=False))
+            self._loading[script] = loading
+            loading.add_done_callback(lambda task: self._loaded(script, task))
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.shield(loading)
+        except TimeoutError:
+            message = f"Redis at {self.place} took no script for {within:g} s; try again"
+            raise Unavailable(message) from None
+
+    def _loaded(self, script: bytes, task: asyncio.Task[Any]) -> None:
+        self._loading.pop(script, None)
+        if not task.cancelled():
+            # Whoever waits for it gets it as well.
+            task.exception()
 
     def send(self, *command: Part, writes: bool) -> _Call:
         """Let a command go out with the next write; its future gets the reply."""

@@ -208,7 +208,7 @@ class Nodes:
                 return await send(line)
             except Unavailable:
                 # Perhaps the node is no more, and another one has its slots.
-                self._learn()
+                self.learn()
                 raise
             except RedisError as error:
                 node = moved_to(error)
@@ -216,12 +216,12 @@ class Nodes:
                     moves += 1
                     assert self._map is not None  # noqa: S101 - a line was found by it
                     self._map.move(slot, node)
-                    self._learn()
+                    self.learn()
                     line = await self._line(node)
                     continue
                 if node is None and not is_moving(error):
                     if code_of(error) in _LOST:
-                        self._learn()
+                        self.learn()
                     raise
             if asyncio.get_running_loop().time() + pause >= end:
                 message = f"the cluster at {self.place} is moving the keys of a queue; try again"
@@ -235,7 +235,7 @@ class Nodes:
             raise not_started()
         node = self._map.node(slot)
         if node is None:
-            self._learn()
+            self.learn()
             message = f"no node of the cluster at {self.place} has slot {slot}; it is incomplete"
             raise Unavailable(message)
         return await self._line(node)
@@ -253,7 +253,7 @@ class Nodes:
                 try:
                     await line.open()
                 except BROKEN as error:
-                    self._learn()
+                    self.learn()
                     raise broken(error, line.place) from None
                 if self._map is None:
                     await line.close()
@@ -261,7 +261,7 @@ class Nodes:
                 self._lines[node] = line
         return line
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
         """Ask again where the slots are, in the background."""
         if self._map is not None and (self._asking is None or self._asking.done()):
             self._asking = asyncio.create_task(self._relearn(), name="plugq-redis-slots")

@@ -42,8 +42,10 @@ class Keys:
         """Return what the keys of a queue begin with.
 
         Raises:
-            InvalidJob: that name is no Unicode text.
+            InvalidJob: that name is no Unicode text, or empty.
         """
+        if not queue:
+            raise InvalidJob("queue: give a name; in a cluster an empty one belongs to no queue")
         try:
             name = quote(queue, safe="")
         except UnicodeEncodeError as error:
@@ -128,5 +130,5 @@ async def run_script(line: Line, script: Script, command: tuple[Part, ...], *, w
         if code_of(error) != "NOSCRIPT":
             raise
     # Restarted, failed over, or somebody flushed its scripts.
-    await line.call("SCRIPT", "LOAD", script.text, writes=False, within=end - loop.time())
+    await line.load(script.text, end - loop.time())
     return await line.call(*command, writes=writes, within=end - loop.time())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -207,8 +208,14 @@ class Spread:
         if holder is not None:
             try:
                 others = [queue for queue in await self.queues() if queue not in groups]
-                calls = [_claims.renew(self._at(queue), [], lease, holder) for queue in others]
-                await (self._changes(*calls) if not leases else _soon(self._changes(*calls)))
+
+                async def release() -> list[Any]:
+                    places = [self._at(queue) for queue in others]
+                    return await self._changes(
+                        *(_claims.renew(place, [], lease, holder) for place in places)
+                    )
+
+                await (_soon(release) if leases else release())
             except (Unavailable, OutcomeUnknown, TimeoutError):
                 # The next renewal asks for it again; what was extended is what counts.
                 if not leases:
@@ -225,7 +232,8 @@ class Spread:
         places = [self._at(queue) for queue in await self.queues()]
         # A node that hangs holds up no other queue.
         counts = await asyncio.gather(
-            *(_soon(_index.due(place, request)) for place in places), return_exceptions=True
+            *(_soon(partial(_index.due, place, request)) for place in places),
+            return_exceptions=True,
         )
         calls = [_index.sweep(self._common, request)]
         left = [max(0, request.limit)] * _KINDS
@@ -354,6 +362,9 @@ class Spread:
         # A node that is full does not even take a name that it has.
         await self.queues()
         if new := [queue for queue in wanted if queue not in self._known]:
+            for queue in new:
+                # Refuse a name that can not be one before it stands there.
+                self._nodes.keys.of(queue)
             key = f"{self._nodes.keys.common}queues"
             await self._common.command("SADD", key, *new, writes=True)
             self._known.update(new)
@@ -467,14 +478,14 @@ class Spread:
         return _put_together(len(edit.refs), groups, parts)
 
 
-async def _soon(call: Awaitable[T]) -> T:
+async def _soon(call: Callable[[], Awaitable[T]]) -> T:
     """Return what a call returns.
 
     Raises:
         TimeoutError: it took too long.
     """
     async with asyncio.timeout(_PATIENCE):
-        return await call
+        return await call()
 
 
 def _weight(error: BaseException) -> int:

@@ -81,7 +81,9 @@ class RedisStorage(Lifecycle):
         self._server = Server(self._target, keys, timeout, context.logger)
         self._nodes = Nodes(self._target, keys, timeout, context.logger)
         self._verbs: Single | Spread = Single(self._server)
-        self._hub = Hub(self._where, self._publish, keys, timeout, context.logger)
+        self._hub = Hub(
+            self._where, self._publish, keys, timeout, context.logger, lost=self._nodes.learn
+        )
         self._promise = ""
 
     @property
