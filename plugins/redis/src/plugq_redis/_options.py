@@ -19,6 +19,9 @@ from redis.asyncio.connection import (
 from plugq.duration import seconds
 from plugq.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _DATABASE = re.compile(r"/?|/\d+")
 
 
