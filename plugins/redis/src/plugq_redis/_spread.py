@@ -185,8 +185,8 @@ class Spread:
             )
         )
         replies = _put_together(len(settlements), groups, [part for part, _ in settled])
-        if claim is None:
-            return replies, None
+        if claim is None or not settlements:
+            return replies, None if claim is None else await self.claim(claim)
         try:
             return replies, await self.claim(claim)
         except (Unavailable, OutcomeUnknown):
