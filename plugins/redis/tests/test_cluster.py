@@ -32,6 +32,7 @@ from plugq.protocols import (
     Settlement,
     SubmitStatus,
     SweepRequest,
+    Wake,
 )
 from plugq.testing import ManualClock
 from plugq_redis import RedisOptions, RedisStorage, _hub, _submit
@@ -490,3 +491,20 @@ async def test_a_queue_has_a_name(
         with pytest.raises(InvalidJob, match="queue: give a name"):
             await storage.submit([new_job(queue="")])
         assert (await storage.stats()).queues == ()
+
+
+async def test_a_peer_that_is_awake_leaves_a_wake_up_to_another(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """It has no room for what the other queue has, perhaps."""
+    async with two_queues(own_cluster, open_store) as (storage, first, second):
+        watches = {name: storage.watch(name) for name in ("p", "q")}
+        for name, watch in watches.items():
+            assert await anext(watch) == Resync()
+            await storage.claim(claim(1, name, queues=(first, second), peer=name))
+        await storage.submit([new_job("a", queue=first)])
+        await storage.submit([new_job("b", queue=second)])
+        async with asyncio.timeout(PATIENCE):
+            assert [await anext(watch) for watch in watches.values()] == [Wake()] * 2
+        for watch in watches.values():
+            await watch.aclose()

@@ -341,6 +341,10 @@ class Spread:
         self._waiting.discard(peer)
         return True
 
+    def pass_on(self, queue: str) -> None:
+        """Let a queue wake another peer than one that another queue has woken."""
+        self._nodes.aside(self._at(queue).wake(1))
+
     async def forget_peer(self, peer: str) -> None:
         """Take a peer that watches no more off the lists of those who are idle."""
         self._waiting.discard(peer)
