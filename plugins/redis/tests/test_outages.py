@@ -20,12 +20,15 @@ from plugq.protocols import (
     ClaimRequest,
     Happened,
     NewJob,
+    PluginContext,
+    RegisterChange,
     Resync,
     SubmitStatus,
     SweepRequest,
     Wake,
 )
-from plugq_redis import RedisStorage
+from plugq.testing import ManualClock
+from plugq_redis import RedisOptions, RedisStorage
 
 if TYPE_CHECKING:
     from plugq.protocols import Notice
@@ -82,6 +85,13 @@ async def test_scripts_are_loaded_again(
         assert {reply.status for (reply,) in replies} == {SubmitStatus.ACCEPTED}
         server.command("SCRIPT", "FLUSH")
         assert len((await storage.claim(claim(30))).leases) == 20
+        server.command("SCRIPT", "FLUSH")
+        server.command("CONFIG", "RESETSTAT")
+        await asyncio.gather(*(storage.submit([new_job()]) for _ in range(200)))
+        stats = server.client().info("commandstats")
+        names = [name for name in stats if name.startswith("cmdstat_script")]
+        # The load, and not one for each that missed it.
+        assert sum(stats[name]["calls"] for name in names) <= 3
 
 
 async def test_a_server_that_is_gone_is_unavailable_and_found_again(
@@ -281,6 +291,60 @@ async def test_a_watch_that_lost_its_connection_resyncs(
         await until(lambda: storage.claim(claim(1, peer="p")))
         await storage.submit([new_job("a")])
         await hear(heard, Wake())
+
+
+async def test_a_full_server_is_swept_free_again(
+    start_server: StartServer,
+    open_store: OpenStore,
+    new_job: NewJobs,
+    claim: Claim,
+    succeed: Any,
+) -> None:
+    """By a sweeper that is elected, and workers may start there."""
+    server = start_server()
+    fields = {"result_ttl": 0.0, "id_ttl": 0.0, "failure_ttl": 0.0}
+    clock = ManualClock()
+    context = PluginContext(namespace="full", clock=clock)
+    storage = RedisStorage(RedisOptions(url=server.url), context)
+    await storage.start()
+    try:
+        await storage.submit([new_job(str(number), **fields) for number in range(20)])
+        await storage.settle(succeed((await storage.claim(claim(20))).leases))
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(Unavailable, match="no memory left"):
+            await storage.submit([new_job()])
+        clock.advance(60)
+        assert (await storage.stats()).queues
+        loaded = await storage.load(["sweeper"])
+        change = RegisterChange(key="sweeper", expect=0, value=b"me", ttl=4.0)
+        assert (await storage.swap([change])).done
+        assert loaded.registers == (None,)
+        assert len((await storage.sweep(SweepRequest())).changes) == 20
+    finally:
+        await storage.stop()
+
+
+async def test_who_gave_a_watch_up_before_it_began_is_not_subscribed(
+    start_server: StartServer, open_store: OpenStore, claim: Claim
+) -> None:
+    server = start_server()
+    async with open_store(server.url) as storage:
+        listening = storage.listen()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            begun = asyncio.create_task(anext(listening))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await listening.aclose()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await storage.claim(claim(0))
+                if not storage.listened:
+                    break
 
 
 async def test_events_that_could_not_be_told_are_stood_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -150,6 +151,49 @@ async def test_a_unix_socket_will_do(
     assert server.client(db=0).dbsize() == 0
 
 
+async def test_a_cluster_is_not_reached_by_a_socket(start_server: StartServer) -> None:
+    server = start_server("--unixsocket", "redis.sock")
+    text = await refused(f"unix://{server.folder}/redis.sock", cluster=True)
+    assert "storage.url" in text
+
+
+async def test_databases_of_one_server_do_not_hear_each_other(
+    start_server: StartServer, new_job: Any, claim: Any
+) -> None:
+    server = start_server()
+    stores = [
+        RedisStorage(RedisOptions(url=f"redis://127.0.0.1:{server.port}/{number}"), PluginContext())
+        for number in (0, 1)
+    ]
+    for storage in stores:
+        await storage.start()
+    try:
+        listening = stores[0].listen()
+        await anext(listening)
+        await stores[1].submit([new_job()])
+        assert not stores[1].listened
+        await stores[0].claim(claim(1))
+        assert stores[0].listened
+        await listening.aclose()
+    finally:
+        for storage in stores:
+            await storage.stop()
+
+
+def test_an_instance_can_be_started_again_in_another_loop(server: str, new_job: Any) -> None:
+    storage = RedisStorage(RedisOptions(url=server), PluginContext(namespace="loops"))
+
+    async def once() -> None:
+        await storage.start()
+        try:
+            await storage.submit([new_job()])
+        finally:
+            await storage.stop()
+
+    asyncio.run(once())
+    asyncio.run(once())
+
+
 async def test_keys_begin_with_the_prefix(
     start_server: StartServer, open_store: OpenStore, new_job: Any
 ) -> None:
@@ -198,14 +242,19 @@ async def test_no_key_has_a_ttl_or_is_left_when_all_is_over(
         ({"timeout": 0}, "storage.timeout"),
         ({"username": "u"}, "storage.password"),
         ({"ca_certs": "ca.pem"}, "rediss://"),
+        ({"url": "redis://:12/secret@db.example:6379/0"}, "%2F"),
+        ({"url": "redis://user:12/secret@db.example/0"}, "%2F"),
+        ({"url": "redis://db.example/secret"}, "number of the data"),
     ],
 )
 def test_options_that_can_not_work_are_refused(
     options: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "ca.pem").touch()
     with pytest.raises(ConfigError, match=says) as caught:
         RedisStorage(RedisOptions(**options), PluginContext(base_dir=tmp_path))
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value) + repr(RedisOptions(**options))
 
 
 def test_unknown_options_are_refused() -> None:

@@ -158,3 +158,28 @@ async def test_stop_ends_the_wait_of_everybody() -> None:
     await coalescer.stop()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+
+async def test_a_queue_that_fails_fails_for_its_own_callers() -> None:
+    """Each of the others is answered; those of one queue share a call again."""
+    verb = Verb()
+    verb.gate.clear()
+
+    async def some(items: Sequence[int]) -> Sequence[int]:
+        answers = await verb(items)
+        if any(item >= 100 for item in items):
+            raise Unavailable("the node of the second queue is down")
+        return answers
+
+    coalescer = Coalescer(some, queue=lambda item: "second" if item >= 100 else "first")
+    first = asyncio.create_task(coalescer.call([0]))
+    await verb.entered.wait()
+    calls = [asyncio.create_task(coalescer.call(items)) for items in ([1], [100], [2, 101], [3])]
+    await asyncio.sleep(0)
+    verb.gate.set()
+    assert await first == [0]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [list, Unavailable, Unavailable, list]
+    assert (results[0], results[3]) == ([1], [9])
+    assert sorted(map(sorted, verb.calls[2:])) == [[1, 3], [2, 101], [100]]
+    await coalescer.stop()

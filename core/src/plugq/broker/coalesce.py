@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from plugq.errors import PlugqError
 from plugq.lifecycle import cancel_and_wait
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Coalescer(Generic[Item, Answer]):
     leaves before its items are taken, or not at all.
 
     ``refused`` knows the answers that say that nothing of a call was done. A caller who gets one
-    from a merged call is asked for alone, since somebody else's items may be the reason.
+    from a merged call is asked for alone, since somebody else's items may be the reason. For the
+    same reason callers of other queues are asked for apart, where ``queue`` tells whose an item is,
+    when a merged call fails.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class Coalescer(Generic[Item, Answer]):
         most_bytes: int = 8 * 1024 * 1024,
         size: Callable[[Item], int] | None = None,
         refused: Callable[[Answer], bool] | None = None,
+        queue: Callable[[Item], str] | None = None,
     ) -> None:
         self._verb = verb
         self._most = most
         self._most_bytes = most_bytes
         self._size = size
         self._refused = refused
+        self._queue = queue
         self._waiting: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = deque()
         self._flusher: asyncio.Task[None] | None = None
 
@@ -91,12 +96,10 @@ class Coalescer(Generic[Item, Answer]):
             else:
                 answers = await self._verb([item for items, _ in group for item in items])
         except BaseException as error:
-            for _, future in group:
-                if not future.done():
-                    if isinstance(error, Exception):
-                        future.set_exception(error)
-                    else:
-                        future.cancel()
+            if isinstance(error, PlugqError) and len(parts := self._parts(group)) > 1:
+                await asyncio.gather(*map(self._answer, parts))
+                return
+            _fail([future for _, future in group], error)
             if not isinstance(error, Exception):
                 raise
             return
@@ -113,6 +116,28 @@ class Coalescer(Generic[Item, Answer]):
                 future.set_result(own)
         # All at once: a storage that shares its writes among calls needs one for them.
         await asyncio.gather(*(self._answer([single]) for single in again))
+
+    def _parts(
+        self,
+        group: list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]],
+    ) -> list[list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]]]:
+        """Return the callers of a call apart by their queues."""
+        if self._queue is None:
+            return [group]
+        parts: dict[frozenset[str], list[tuple[Sequence[Item], Any]]] = {}
+        for items, future in group:
+            if not future.done():
+                parts.setdefault(frozenset(map(self._queue, items)), []).append((items, future))
+        return list(parts.values())
+
+
+def _fail(futures: Sequence[asyncio.Future[Any]], error: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            if isinstance(error, Exception):
+                future.set_exception(error)
+            else:
+                future.cancel()
 
 
 __all__ = ["Coalescer"]

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import uuid
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from plugq import failpoints
@@ -181,6 +182,7 @@ class LocalBroker(Lifecycle):
             storage.submit,
             size=lambda job: len(job.body) + 200,
             refused=lambda reply: reply.status in _NOTHING_STORED,
+            queue=attrgetter("queue"),
         )
         self._gets: dict[tuple[bool, bool], Coalescer[JobRef, JobRecord | None]] = {}
 
@@ -350,7 +352,7 @@ class LocalBroker(Lifecycle):
             async def verb(refs: Sequence[JobRef]) -> Sequence[JobRecord | None]:
                 return await self._storage.get(refs, body=body, waiting=waiting)
 
-            gets = self._gets[body, waiting] = Coalescer(verb)
+            gets = self._gets[body, waiting] = Coalescer(verb, queue=attrgetter("queue"))
         return await gets.call(refs)
 
     async def find(self, query: FindQuery) -> Page:

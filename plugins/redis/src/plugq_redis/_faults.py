@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import ssl
+from typing import TypeVar
 
 from redis.exceptions import (
     AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
     MovedError,
     NoPermissionError,
     NoScriptError,
@@ -16,6 +19,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -25,6 +29,8 @@ from redis.exceptions import (
 )
 
 from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
+
+E = TypeVar("E", bound=BaseException)
 
 #: What went wrong with a connection, as far as libraries let it out.
 BROKEN: tuple[type[BaseException], ...] = (RedisError, OSError, EOFError, TimeoutError)
@@ -60,6 +66,9 @@ _KINDS: dict[type[BaseException], str] = {
     ReadOnlyError: "READONLY",
     OutOfMemoryError: "OOM",
     NoPermissionError: "NOPERM",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
 }
 
 #: How servers say that a user may not do what a script does; before version 7 and since.
@@ -88,26 +97,22 @@ def code_of(error: BaseException) -> str:
     return ""
 
 
-class Elsewhere(NamedTuple):
-    """Where a key is now, and whether the node has to be asked in a special way."""
-
-    node: tuple[str, int]
-    asking: bool
-
-
-def elsewhere(error: BaseException) -> Elsewhere | None:
-    """Return where a node of a cluster says that a key is; ``None`` if it says something else."""
-    words = str(error).split()
-    if words and words[0] in {"MOVED", "ASK"}:
-        words = words[1:]
-    elif not isinstance(error, AskError):
+def moved_to(error: BaseException) -> tuple[str, int] | None:
+    """Return to which node of a cluster a key has moved, ``None`` if the error says nothing."""
+    if not isinstance(error, MovedError):
         return None
-    address = words[-1] if words else ""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return None
-    moved = isinstance(error, MovedError) or str(error).startswith("MOVED")
-    return Elsewhere((host, int(port)), asking=not moved)
+    host, _, port = str(error).split()[-1].rpartition(":")
+    return host, int(port)
+
+
+def is_moving(error: BaseException) -> bool:
+    """Return whether keys are on their way to another node: the call was not even begun.
+
+    Whoever followed one of them there would find a part of what belongs together.
+    """
+    return code_of(error) == "TRYAGAIN" or (
+        isinstance(error, AskError) and not isinstance(error, MovedError)
+    )
 
 
 def refusal(error: BaseException, place: str, *, script: bool = False) -> PlugqError:
@@ -133,8 +138,20 @@ def broken(error: BaseException, place: str) -> Unavailable:
     """Return what it means that no connection could be had."""
     if code_of(error) in _REFUSALS:
         return Unavailable(f"Redis at {place} {_REFUSALS[code_of(error)]}")
+    encrypted = place.startswith("rediss:")
+    if (refused := _found(error, ssl.SSLError)) is not None:
+        return Unavailable(f"Redis at {place} {_without_tls(refused)}")
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return Unavailable(f"Redis at {place} does not answer; check that it runs")
+        hint = " and speaks TLS, else write redis://" if encrypted else ""
+        return Unavailable(f"Redis at {place} does not answer; check that it runs{hint}")
+    if _found(error, ConnectionResetError) is not None or "closed by server" in str(error):
+        hint = (
+            "a certificate, in storage.certfile and keyfile" if encrypted else "TLS, by rediss://"
+        )
+        message = (
+            f"Redis at {place} closes the connection; check that it runs, and whether it wants"
+        )
+        return Unavailable(f"{message} {hint}")
     if isinstance(error, RedisConnectionError | OSError | EOFError):
         return Unavailable(f"Redis at {place} can not be reached; check that it runs")
     return Unavailable(f"Redis at {place} can not be used: {_short(error)}")
@@ -145,9 +162,31 @@ def unusable(error: BaseException, place: str) -> PlugqError:
     code = code_of(error)
     if code in _WRONG_OPTIONS:
         return ConfigError(f"storage: Redis at {place} {_REFUSALS[code]}")
+    if (refused := _found(error, ssl.SSLError)) is not None:
+        return ConfigError(f"storage: Redis at {place} {_without_tls(refused)}")
     if isinstance(error, ResponseError) and not code:
         return ConfigError(f"storage.url: Redis at {place} refused the start: {_short(error)}")
     return broken(error, place)
+
+
+def _found(error: BaseException | None, kind: type[E]) -> E | None:
+    """Return the error of that kind from which an error comes."""
+    while error is not None:
+        if isinstance(error, kind):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _without_tls(error: ssl.SSLError) -> str:
+    """Return why there is no encryption."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if "mismatch" in error.verify_message or "not valid for" in error.verify_message:
+            return f"shows a certificate for another host: {error.verify_message}"
+        return f"shows a certificate of no known CA, set storage.ca_certs: {error.verify_message}"
+    if "CERTIFICATE" in (error.reason or ""):
+        return "wants a client's certificate; set storage.certfile and storage.keyfile"
+    return f"does not speak TLS with us, perhaps it is redis:// there: {_short(error)}"
 
 
 def _short(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from plugq.errors import PlugqError, Unavailable
@@ -49,9 +50,12 @@ class Hub:
         keys: Keys,
         timeout: float,
         logger: logging.Logger,
+        *,
+        lost: Callable[[], None],
     ) -> None:
         self._where = where
         self._send = publish
+        self._lost = lost
         self._keys = keys
         self._timeout = timeout
         self._logger = logger
@@ -95,7 +99,9 @@ class Hub:
             message = f"Redis at {self._place} took no subscription; check that it runs"
             raise Unavailable(message) from None
         except BaseException:
-            self._forget(channel, receiver)
+            if self._forget(channel, receiver):
+                # It may have gone out, and nobody listens any more.
+                await self._say("UNSUBSCRIBE", channel)
             raise
 
     async def leave(self, receiver: Receiver[Any]) -> None:
@@ -229,6 +235,8 @@ class Hub:
                     self._let_go(refusal(error, self._place))
                 except Exception as error:  # noqa: BLE001 - whoever watches must not be left alone
                     self._logger.debug("the signals of Redis broke: %r", error)
+                # Whoever only listens learns by nothing else that a node is no more.
+                self._lost()
         finally:
             await self._drop()
 
@@ -257,8 +265,14 @@ class Hub:
         connection: AbstractConnection,
         behind: dict[bytes, list[Receiver[Any]]],
     ) -> None:
-        asked = False
+        asked, look = False, self._now() + _BEAT
         while True:
+            if self._now() >= look:
+                # What others publish is counted, and told first, where everybody subscribes.
+                if self._where().place != self._place:
+                    message = "the signals have moved to another node"
+                    raise RedisConnectionError(message)
+                look = self._now() + _BEAT
             # A read that ends by its own timeout leaves the connection as it is.
             wait = self._timeout if asked else _BEAT
             reply: Any = await connection.read_response(disable_decoding=True, timeout=wait)
@@ -273,6 +287,9 @@ class Hub:
             else:
                 asked = True
                 await self._say("PING")
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _take(self, reply: list[Any], behind: dict[bytes, list[Receiver[Any]]]) -> None:
         kind, channel = reply[:2]

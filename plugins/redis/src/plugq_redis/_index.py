@@ -35,7 +35,7 @@ from plugq.protocols.storage import (
     TaskStats,
 )
 from plugq_redis._faults import refusal
-from plugq_redis._records import NUMBERS, STATES, Stored, encode, flat, raw, show
+from plugq_redis._records import NUMBERS, STATES, Stored, check_number, encode, flat, raw, show
 from plugq_redis._registers import now_of
 
 if TYPE_CHECKING:
@@ -312,6 +312,7 @@ async def _edit_jobs(server: Place, change: JobEdit) -> list[EditReply]:
     if isinstance(change, Retain):
         value = change.ttl
     elif isinstance(change, Reprioritise):
+        check_number("priority", change.priority)
         value = change.priority
     states = [NUMBERS[state] for state in change.states]
     sequences = change.sequences or (0,) * len(change.refs)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which whoever has written a call down is taken to be gone.
 AGE = 15.0
+#: Seconds for which a queue still knows that it has done its part of a call that is done.
+MARKED = 3_600.0
 
 
 class Intent(msgspec.Struct, frozen=True, array_like=True):
@@ -32,7 +34,8 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     sequences: list[int]
 
 
-_decode = msgspec.msgpack.Decoder(Intent).decode
+#: Reads a call that was written down.
+read_intent = msgspec.msgpack.Decoder(Intent).decode
 
 
 class Intents:
@@ -58,8 +61,12 @@ class Intents:
         with contextlib.suppress(Unavailable, OutcomeUnknown):
             await self._common.run("intend", flat("drop", mark))
 
-    async def left(self) -> dict[str, Intent]:
+    async def postpone(self, mark: str) -> None:
+        """Let others come first: this call can not be done now."""
+        await self._common.run("intend", flat("postpone", mark))
+
+    async def left(self) -> dict[str, bytes]:
         """Return calls that nobody seems to be doing any more, by their marks."""
         found = await self._common.run("intend", flat("left", AGE))
         pairs = zip(found[::2], found[1::2], strict=True)
-        return {mark.decode(): _decode(intent) for mark, intent in pairs}
+        return {mark.decode(): intent for mark, intent in pairs}

@@ -30,6 +30,8 @@ Part = str | bytes | int | float
 
 #: As many bytes go out in one write.
 _WRITE = 2**20
+#: Seconds that a call waits for a connection that could not be had a moment ago.
+_BRIEF = 1.0
 #: Seconds between attempts to connect: the first pause and the longest.
 FIRST_PAUSE = 0.1
 #: After so many attempts in a row an outage is worth a line in the log.
@@ -69,6 +71,7 @@ class Line:
         self._connection: AbstractConnection | None = None
         self._packer = target.connection()
         self._serving: tuple[asyncio.Task[None], ...] = ()
+        self._loading: dict[bytes, asyncio.Task[Any]] = {}
         self._heard = 0.0
         self._failures = 0
 
@@ -88,6 +91,8 @@ class Line:
         The errors are those of redis-py: whoever opens a line tells what they mean.
         """
         self._connection = await self._connect()
+        # Of the loop that opens it now.
+        self._work = asyncio.Event()
         self._open = True
         self._task = asyncio.create_task(self._run(), name="plugq-redis-line")
 
@@ -129,11 +134,48 @@ class Line:
             RedisError: the server's answer, for :mod:`plugq_redis._faults` to read.
         """
         call = self.send(*command, writes=writes)
+        seconds = self.timeout if within is None else max(0.0, within)
+        brief = min(seconds, _BRIEF)
         try:
-            async with asyncio.timeout(self.timeout if within is None else max(0.0, within)):
+            if self._connection is None and self._failures:
+                # A server that was not there a moment ago is not waited for as long, since nothing
+                # happens meanwhile; what was sent is.
+                await asyncio.wait((call.future,), timeout=brief)
+                if not call.sent and not call.future.done():
+                    raise self._late(call)
+                seconds -= brief
+            async with asyncio.timeout(seconds):
                 return await call.future
         except TimeoutError:
             raise self._late(call) from None
+        finally:
+            # Who waits for it no more does not want it sent.
+            call.future.cancel()
+
+    async def load(self, script: bytes, within: float) -> None:
+        """Load a script, once for all who miss it at the same time.
+
+        Raises:
+            Unavailable: it was not loaded.
+            RedisError: the server's answer.
+        """
+        loading = self._loading.get(script)
+        if loading is None:
+            loading = asyncio.create_task(self.call("SCRIPT", "LOAD", script, writes=False))
+            self._loading[script] = loading
+            loading.add_done_callback(lambda task: self._loaded(script, task))
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.shield(loading)
+        except TimeoutError:
+            message = f"Redis at {self.place} took no script for {within:g} s; try again"
+            raise Unavailable(message) from None
+
+    def _loaded(self, script: bytes, task: asyncio.Task[Any]) -> None:
+        self._loading.pop(script, None)
+        if not task.cancelled():
+            # Whoever waits for it gets it as well.
+            task.exception()
 
     def send(self, *command: Part, writes: bool) -> _Call:
         """Let a command go out with the next write; its future gets the reply."""
@@ -285,27 +327,6 @@ class Line:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-class AskingLine:
-    """The line to a node that is about to take a slot over, and has it for who asks for that."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self.timeout: float = line.timeout
-
-    async def call(self, *command: Part, writes: bool, within: float | None = None) -> Any:
-        """Send one command as :meth:`Line.call` does."""
-        # Nothing comes between the two, as both are put into the outbox at once.
-        asking = self._line.send("ASKING", writes=False)
-        asking.future.add_done_callback(_ignore)
-        return await self._line.call(*command, writes=writes, within=within)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    """Take note of whatever became of a call of which nobody wants to know."""
-    if not future.cancelled():
-        future.exception()
 
 
 async def _drop(connection: AbstractConnection) -> None:

@@ -1,13 +1,15 @@
 """The nodes of a cluster: which of them has a key, and a line to each that is used.
 
 A node that no longer has a key says where it is now and has done nothing, so such a call is sent
-there. Nothing else is ever sent twice.
+there. While the keys of a slot are moved, a call waits until all of them have arrived. Nothing else
+is ever sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +18,38 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq_redis._faults import BROKEN, broken, elsewhere, refusal, unusable
-from plugq_redis._line import AskingLine, Line, Part, not_started
-from plugq_redis._place import EVALSHA, Keys, Place, run_script
-from plugq_redis._records import encode, flat
+from plugq_redis._faults import BROKEN, broken, code_of, is_moving, moved_to, refusal, unusable
+from plugq_redis._line import Line, Part, not_started
+from plugq_redis._place import Keys, Place, run_script, script_call
+from plugq_redis._records import flat
 from plugq_redis._scripts import scripts
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from plugq_redis._options import Target
 
 #: Seconds that the clocks of two nodes may be apart before one tells the other.
 _SLACK = 0.05
-#: What a wake-up looks like.
-_WAKE = encode(["w"])
+_kind = msgspec.msgpack.Decoder(list[str]).decode
 _time = msgspec.msgpack.Decoder(float).decode
 #: How often a call follows the key that it is about.
 _MOST_MOVES = 5
+#: Seconds between looks at a slot that is being moved: the first pause and the longest.
+_FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.25
+#: Seconds for an answer that is only a hint: without it a call goes on.
+_HINT = 0.25
+#: What a node answers that may have lost its slots.
+_LOST = frozenset({"CLUSTERDOWN", "MASTERDOWN", "READONLY"})
 _Node = tuple[str, int]
 _GONE: tuple[type[BaseException], ...] = (Unavailable, *BROKEN)
+
+
+def _host(named: bytes | None) -> str:
+    """Return the host that a node has, empty where that is to be the one that was asked."""
+    host = (named or b"").decode()
+    return "" if host == "?" else host
 
 
 class SlotMap:
@@ -44,7 +57,7 @@ class SlotMap:
 
     def __init__(self, answer: Sequence[Any], default: str) -> None:
         ranges = sorted(
-            (int(first), int(last), (master[0].decode() or default, int(master[1])))
+            (int(first), int(last), (_host(master[0]) or default, int(master[1])))
             for first, last, master, *_ in answer
         )
         self._firsts = [first for first, _, _ in ranges]
@@ -77,13 +90,17 @@ class Nodes:
         self.keys: Keys = keys
         self._target = target
         self._timeout = timeout
-        self._logger = logger
+        self.logger: logging.Logger = logger
         self._map: SlotMap | None = None
         self._lines: dict[_Node, Line] = {}
         self._opening: dict[_Node, asyncio.Lock] = {}
+        #: Those to nodes that have no slots any more.
+        self._leaving: list[Line] = []
         self._asking: asyncio.Task[None] | None = None
-        #: The latest time that any node told, and what the common clock said at which moment.
-        self._latest = 0.0
+        self._aside: set[asyncio.Task[None]] = set()
+        #: The latest time that any node told.
+        self.latest: float = 0.0
+        # What the common clock said at which moment.
         self._common_time, self._common_at = -_SLACK, 0.0
 
     @property
@@ -106,12 +123,24 @@ class Nodes:
     async def close(self) -> None:
         """Finish what is under way and close every line."""
         self._map = None
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait((self._asking,))
-            self._asking = None
-        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        tasks = [*self._aside, *filter(None, [self._asking])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._asking = None
+        # A close that was cancelled above goes on here.
+        lines = (*self._lines.values(), *self._leaving)
+        await asyncio.gather(*(line.close() for line in lines))
         self._lines.clear()
+        self._leaving.clear()
+        self._opening.clear()
+
+    def aside(self, call: Coroutine[Any, Any, None]) -> None:
+        """Do something for which nobody waits, at most until the lines are closed."""
+        task = asyncio.create_task(call, name="plugq-redis-aside")
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
 
     def target_of(self, key: str) -> Target:
         """Return how the node that has a key is reached."""
@@ -120,7 +149,9 @@ class Nodes:
         node = self._map.node(key_slot(key.encode()))
         return self._target if node is None else self._target.at(*node)
 
-    async def call(self, key: str, *command: Part, writes: bool) -> Any:
+    async def call(
+        self, key: str, *command: Part, writes: bool, within: float | None = None
+    ) -> Any:
         """Send a command to the node that has the key.
 
         Raises:
@@ -129,8 +160,8 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
 
-        async def send(line: Line | AskingLine) -> Any:
-            return await line.call(*command, writes=writes)
+        async def send(line: Line) -> Any:
+            return await line.call(*command, writes=writes, within=within)
 
         return await self._follow(key, send)
 
@@ -142,10 +173,10 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
         script = scripts()[name]
-        header = self.keys.header(cluster=True, known=self._latest)
-        command = EVALSHA, script.digest, 1, key, header, *arguments
+        header = self.keys.header(cluster=True, known=self.latest)
+        command = script_call(script, key, header, *arguments)
 
-        async def send(line: Line | AskingLine) -> Any:
+        async def send(line: Line) -> Any:
             return await run_script(line, script, command, writes=writes)
 
         try:
@@ -158,7 +189,7 @@ class Nodes:
 
         It is one time for all: whoever looks there must not live in the past of the others.
         """
-        self._latest = max(self._latest, now)
+        self.latest = max(self.latest, now)
         if self.keys.manual:
             return now > self._common_time
         elapsed = asyncio.get_running_loop().time() - self._common_at
@@ -166,7 +197,7 @@ class Nodes:
 
     def see_common(self, now: float) -> None:
         """Take note of what the common clock says."""
-        self._latest = max(self._latest, now)
+        self.latest = max(self.latest, now)
         self._common_time, self._common_at = now, asyncio.get_running_loop().time()
 
     def publish(self, key: str, channel: str, data: bytes) -> asyncio.Future[Any]:
@@ -175,36 +206,44 @@ class Nodes:
             self.call(key, "PUBLISH", self.keys.channel + channel, data, writes=False)
         )
 
-    async def _follow(self, key: str, send: Callable[[Line | AskingLine], Awaitable[Any]]) -> Any:
+    async def _follow(self, key: str, send: Callable[[Line], Awaitable[Any]]) -> Any:
         slot = key_slot(key.encode())
-        line: Line | AskingLine = await self._line_for(slot)
-        for _ in range(_MOST_MOVES):
+        end = asyncio.get_running_loop().time() + self._timeout
+        pause, moves = _FIRST_LOOK, 0
+        line = await self._line_for(slot)
+        while True:
             try:
                 return await send(line)
             except Unavailable:
                 # Perhaps the node is no more, and another one has its slots.
-                self._learn()
+                self.learn()
                 raise
             except RedisError as error:
-                moved = elsewhere(error)
-                if moved is None:
-                    raise
-                if moved.asking:
-                    line = AskingLine(await self._line(moved.node))
+                node = moved_to(error)
+                if node is not None and moves < _MOST_MOVES:
+                    moves += 1
+                    assert self._map is not None  # noqa: S101 - a line was found by it
+                    self._map.move(slot, node)
+                    self.learn()
+                    line = await self._line(node)
                     continue
-                assert self._map is not None  # noqa: S101 - a line was found by it
-                self._map.move(slot, moved.node)
-                self._learn()
-                line = await self._line(moved.node)
-        message = f"the cluster at {self.place} moves its keys to and fro; try again"
-        raise Unavailable(message)
+                if node is None and not is_moving(error):
+                    if code_of(error) in _LOST:
+                        self.learn()
+                    raise
+            if asyncio.get_running_loop().time() + pause >= end:
+                message = f"the cluster at {self.place} is moving the keys of a queue; try again"
+                raise Unavailable(message)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            pause = min(2 * pause, _LONGEST_LOOK)
+            line = await self._line_for(slot)
 
     async def _line_for(self, slot: int) -> Line:
         if self._map is None:
             raise not_started()
         node = self._map.node(slot)
         if node is None:
-            self._learn()
+            self.learn()
             message = f"no node of the cluster at {self.place} has slot {slot}; it is incomplete"
             raise Unavailable(message)
         return await self._line(node)
@@ -218,11 +257,11 @@ class Nodes:
             if self._map is None:
                 raise not_started()
             if line is None:
-                line = Line(self._target.at(*node), self._timeout, self._logger)
+                line = Line(self._target.at(*node), self._timeout, self.logger)
                 try:
                     await line.open()
                 except BROKEN as error:
-                    self._learn()
+                    self.learn()
                     raise broken(error, line.place) from None
                 if self._map is None:
                     await line.close()
@@ -230,7 +269,7 @@ class Nodes:
                 self._lines[node] = line
         return line
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
         """Ask again where the slots are, in the background."""
         if self._map is not None and (self._asking is None or self._asking.done()):
             self._asking = asyncio.create_task(self._relearn(), name="plugq-redis-slots")
@@ -245,20 +284,22 @@ class Nodes:
                 continue
             await self._let_go()
             return
-        line = Line(self._target, self._timeout, self._logger)
+        line = Line(self._target, self._timeout, self.logger)
         try:
             await line.open()
             self._map = await self._ask(line)
         except _GONE as error:
-            self._logger.debug("the cluster at %s: %s", self.place, error)
+            self.logger.debug("the cluster at %s: %s", self.place, error)
         finally:
             await line.close()
 
     async def _let_go(self) -> None:
         """Close the lines to nodes that have no slots any more."""
         known = () if self._map is None else self._map.nodes
-        for node in [node for node in self._lines if node not in known]:
-            await self._lines.pop(node).close()
+        self._leaving += [self._lines.pop(node) for node in [*self._lines] if node not in known]
+        while self._leaving:
+            await self._leaving[-1].close()
+            self._leaving.pop()
 
     async def _ask(self, line: Line) -> SlotMap:
         answer = await line.call("CLUSTER", "SLOTS", writes=False)
@@ -292,21 +333,30 @@ class CommonPlace(Place):
 
     async def attend(self) -> None:
         """Let the common clock know of the latest time, as far as it can be reached."""
-        with contextlib.suppress(Unavailable, OutcomeUnknown):
-            self._nodes.see_common(_time(await self.run("attend", b"")))
+        with contextlib.suppress(Unavailable, OutcomeUnknown, TimeoutError):
+            async with asyncio.timeout(_HINT):
+                self._nodes.see_common(_time(await self.run("attend", b"")))
 
     async def tell(self, messages: Sequence[bytes]) -> int:
         """Publish messages to peers; return how many wake-ups nobody heard."""
         pairs = list(zip(messages[::2], messages[1::2], strict=True))
         channel = self.keys.channel.encode() + b"peer:"
         heard = await asyncio.gather(
-            *(self.command("PUBLISH", channel + peer, message) for peer, message in pairs),
+            *(self.hint("PUBLISH", channel + peer, message) for peer, message in pairs),
             return_exceptions=True,
         )
         unheard = [message for (_, message), count in zip(pairs, heard, strict=True) if count == 0]
-        return unheard.count(_WAKE)
+        return [_kind(message)[0] for message in unheard].count("w")
 
-    async def command(self, *parts: Part, writes: bool = False) -> Any:
+    async def hint(self, *parts: Part) -> Any:
+        """Return the reply to a command without which a call goes on, if it comes soon.
+
+        Raises:
+            Unavailable: it did not.
+        """
+        return await self.command(*parts, within=_HINT)
+
+    async def command(self, *parts: Part, writes: bool = False, within: float | None = None) -> Any:
         """Return the reply to a plain command.
 
         Raises:
@@ -314,7 +364,7 @@ class CommonPlace(Place):
             OutcomeUnknown: it may have happened.
         """
         try:
-            return await self._nodes.call(self.key, *parts, writes=writes)
+            return await self._nodes.call(self.key, *parts, writes=writes, within=within)
         except RedisError as error:
             raise refusal(error, self.place) from None
 
@@ -344,11 +394,14 @@ class QueuePlace(Place):
         now, *messages = reply[0]
         if self._nodes.see(_time(now)):
             await self._common.attend()
-        while messages:
-            deaf = await self._common.tell(messages)
-            messages = []
-            if deaf:
-                # A notice is a hint: whoever waits for it looks again by itself.
-                with contextlib.suppress(Unavailable, OutcomeUnknown):
-                    ((_, *messages),) = await self.run("wake", flat(self.queue, deaf))
+        deaf = await self._common.tell(messages) if messages else 0
+        await self.wake(deaf)
         return reply[1:]
+
+    async def wake(self, count: int) -> None:
+        """Wake so many idle peers, in place of some that have gone or are awake already."""
+        # A notice is a hint: whoever waits for it looks again by itself.
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            while count:
+                ((_, *messages),) = await self.run("wake", flat(self.queue, count))
+                count = await self._common.tell(messages) if messages else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ from plugq.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_DATABASE = re.compile(r"/?|/\d+")
 
 
 class RedisOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +84,16 @@ class Target:
         return Target(self._kind, settings, place(f"{scheme}://{host}:{port}"))
 
     @property
+    def database(self) -> int:
+        """The number of the database."""
+        return int(self._settings.get("db", 0))
+
+    @property
+    def local(self) -> bool:
+        """Whether the server is reached by a socket of this machine."""
+        return issubclass(self._kind, UnixDomainSocketConnection)
+
+    @property
     def host(self) -> str:
         """The host to connect to."""
         return str(self._settings.get("host", "127.0.0.1"))
@@ -113,7 +126,9 @@ def place(url: str) -> str:
     except ValueError:
         return "the url"
     host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}:{port}{parts.path}"
+    # Anything else is the rest of a password with a slash.
+    path = parts.path if _DATABASE.fullmatch(parts.path) else ""
+    return f"{parts.scheme}://{host}:{port}{path}"
 
 
 def _settings(options: RedisOptions, base: Path) -> tuple[type[AbstractConnection], dict[str, Any]]:
@@ -124,8 +139,9 @@ def _settings(options: RedisOptions, base: Path) -> tuple[type[AbstractConnectio
     """
     try:
         found: dict[str, Any] = dict(parse_url(options.url))
+        parts = urlsplit(options.url)
         # The port is looked at only when it is asked for.
-        _ = urlsplit(options.url).port
+        _ = parts.port
     except ValueError:
         message = (
             'storage.url: give an address such as "redis://127.0.0.1:6379/0", "rediss://…" or '
@@ -133,6 +149,12 @@ def _settings(options: RedisOptions, base: Path) -> tuple[type[AbstractConnectio
         )
         raise ConfigError(message) from None
     kind = found.pop("connection_class", Connection)
+    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):
+        message = (
+            "storage.url: after the address comes the number of the database and nothing else; "
+            "write / @ : # ? in a user or password as %2F %40 %3A %23 %3F, or set storage.password"
+        )
+        raise ConfigError(message)
     if issubclass(kind, UnixDomainSocketConnection) and not found.get("path"):
         message = 'storage.url: name the socket, for instance "unix:///run/redis.sock"'
         raise ConfigError(message)
@@ -144,19 +166,33 @@ def _settings(options: RedisOptions, base: Path) -> tuple[type[AbstractConnectio
     if found.get("username") and not found.get("password"):
         message = "storage.username: a user needs a password; set storage.password"
         raise ConfigError(message)
-    files = {
-        "ssl_ca_certs": options.ca_certs,
-        "ssl_certfile": options.certfile,
-        "ssl_keyfile": options.keyfile,
-    }
-    given = {key: str(base / name) for key, name in files.items() if name}
+    files = _files(options, base)
     if issubclass(kind, SSLConnection):
-        found |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **given}
-    elif given:
+        found |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **files}
+    elif files:
         message = "storage: certificates are for TLS; write rediss:// in storage.url"
         raise ConfigError(message)
     # The line itself watches its calls; a read that waits for the next reply has no end.
     return kind, {**found, "socket_timeout": None, "protocol": 2, "health_check_interval": 0}
+
+
+def _files(options: RedisOptions, base: Path) -> dict[str, str]:
+    """Return the files for TLS as redis-py takes them.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    names = {
+        "ca_certs": options.ca_certs,
+        "certfile": options.certfile,
+        "keyfile": options.keyfile,
+    }
+    files = {name: base / given for name, given in names.items() if given}
+    for name, path in files.items():
+        if not path.is_file():
+            message = f"storage.{name}: there is no file {path}"
+            raise ConfigError(message)
+    return {f"ssl_{name}": str(path) for name, path in files.items()}
 
 
 _FROM_URL = ("host", "port", "path", "db", "username", "password")

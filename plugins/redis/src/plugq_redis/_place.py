@@ -16,29 +16,36 @@ from plugq_redis._records import flat
 
 if TYPE_CHECKING:
     from plugq.protocols.plugin import PluginContext
-    from plugq_redis._line import AskingLine, Line, Part
+    from plugq_redis._line import Line, Part
     from plugq_redis._scripts import Script
 
-EVALSHA = "EVALSHA"
+_EVALSHA = "EVALSHA"
+#: Ends the name of a key that is never made. While the keys of a slot move, a cluster runs no
+#: script of which a key is missing, so that none finds a part of what belongs together.
+_NONE = ":none"
 
 
 class Keys:
     """The names of keys and channels of a namespace, and the header of every call."""
 
-    def __init__(self, prefix: str, context: PluginContext) -> None:
+    def __init__(self, prefix: str, context: PluginContext, database: int = 0) -> None:
         self._prefix = prefix
         self._clock = context.clock
         # As Lua writes them, which knows no more than bytes.
         self._namespace = quote(context.namespace, safe="")
         self.common: str = f"{prefix}{{{self._namespace}}}:"
-        self.channel: str = f"{prefix}{self._namespace}:"
+        # Channels know no databases.
+        place = f"@{database}:" if database else ""
+        self.channel: str = f"{prefix}{self._namespace}:{place}"
 
     def of(self, queue: str) -> str:
         """Return what the keys of a queue begin with.
 
         Raises:
-            InvalidJob: that name is no Unicode text.
+            InvalidJob: that name is no Unicode text, or empty.
         """
+        if not queue:
+            raise InvalidJob("queue: give a name; in a cluster an empty one belongs to no queue")
         try:
             name = quote(queue, safe="")
         except UnicodeEncodeError as error:
@@ -57,7 +64,7 @@ class Keys:
         ``known`` is the latest time that was heard of, in a cluster perhaps from another node.
         """
         now = None if self._clock is None else self._clock.time()
-        return flat(self._prefix, self._namespace, now, cluster, known)
+        return flat(self._prefix, self._namespace, now, cluster, known, self.channel)
 
 
 class Place(ABC):
@@ -102,9 +109,12 @@ class Place(ABC):
         return reply
 
 
-async def run_script(
-    line: Line | AskingLine, script: Script, command: tuple[Part, ...], *, writes: bool
-) -> Any:
+def script_call(script: Script, key: str, *arguments: Part) -> tuple[Part, ...]:
+    """Return the command that calls a script on the keys that lie where this one is."""
+    return _EVALSHA, script.digest, 2, key, key + _NONE, *arguments
+
+
+async def run_script(line: Line, script: Script, command: tuple[Part, ...], *, writes: bool) -> Any:
     """Call a script by its hash, and load it first where the server has lost it.
 
     Raises:
@@ -120,5 +130,5 @@ async def run_script(
         if code_of(error) != "NOSCRIPT":
             raise
     # Restarted, failed over, or somebody flushed its scripts.
-    await line.call("SCRIPT", "LOAD", script.text, writes=False, within=end - loop.time())
+    await line.load(script.text, end - loop.time())
     return await line.call(*command, writes=writes, within=end - loop.time())

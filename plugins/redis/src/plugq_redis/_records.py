@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from plugq.errors import InvalidJob
 from plugq.job import (
     LINGER,
     WAITING,
@@ -33,6 +34,8 @@ _SUCCEEDED = JobState.SUCCEEDED
 
 encode = msgspec.msgpack.Encoder().encode
 _FLAT_MOST = 15
+#: What Lua reckons with has to stay below 2**63.
+_HIGHEST = 2**62
 _SHORT, _MIDDLE, _LONG = 32, 256, 65_536
 
 
@@ -86,6 +89,18 @@ _HISTORY = msgspec.msgpack.Decoder(tuple[AttemptRecord, ...]).decode
 _PROGRESS = msgspec.msgpack.Decoder(Progress).decode
 _MOVING_HEADER = b"\xdc" + len(Moving.__struct_fields__).to_bytes(2, "big")
 _STAYING_HEADER = bytes([0x90 + len(Staying.__struct_fields__)])
+
+
+def check_number(name: str, number: int, *, exactly: bool = True) -> bool:
+    """Return ``True`` for a number that Lua knows exactly, or well enough to go on from there.
+
+    Raises:
+        InvalidJob: it does not.
+    """
+    if abs(number) >= _HIGHEST or (exactly and int(float(number)) != number):
+        message = f"{name}: {number} is no number that Redis can keep; give a smaller one"
+        raise InvalidJob(message)
+    return True
 
 
 def flat(*values: object) -> bytes:
@@ -241,7 +256,7 @@ def show(stored: Stored, now: float, *, value: bool, waiting: bool) -> JobRecord
         cancel_requested=job.cancel,
         progress=None if stored.progress is None else _PROGRESS(stored.progress),
         code=code,
-        history=() if history is None else _HISTORY(b"\xdc" + history),
+        history=() if history is None else _HISTORY(b"\xdd" + history),
         body=stored.body,
         result=result if value else None,
         result_expired=state is _SUCCEEDED and result is None,

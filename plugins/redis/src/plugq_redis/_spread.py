@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -22,7 +23,7 @@ from plugq.protocols.storage import (
     SweepReply,
 )
 from plugq_redis import _claims, _index, _registers, _submit
-from plugq_redis._intents import Intents
+from plugq_redis._intents import MARKED, Intents, read_intent
 from plugq_redis._nodes import CommonPlace, Nodes, QueuePlace
 from plugq_redis._records import flat
 from plugq_redis._signals import EVENTS
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
 _FIRST = msgspec.msgpack.Decoder(int).decode
 #: How many kinds of jobs a sweep deals with, each up to its limit.
 _KINDS = 5
+#: Seconds after which a claim looks again at a queue whose node did not answer.
+_AGAIN = 1.0
+#: Seconds for what may be left to the next time.
+_PATIENCE = 1.0
+T = TypeVar("T")
 _REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
@@ -61,6 +67,7 @@ class Spread:
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
+        self._channel = nodes.keys.channel
         self._common = CommonPlace(nodes)
         self._intents = Intents(self._common)
         self._places: dict[str, QueuePlace] = {}
@@ -73,10 +80,13 @@ class Spread:
 
     async def queues(self) -> list[str]:
         """Return the names of all queues."""
-        found = await self._common.command("SMEMBERS", f"{self._nodes.keys.common}queues")
-        names = [name.decode() for name in found]
-        self._known.update(names)
-        return names
+        key = f"{self._nodes.keys.common}queues"
+        names = {name.decode() for name in await self._common.command("SMEMBERS", key)}
+        if lost := self._known - names:
+            # That node has lost what it was told, and the queues are still there.
+            await self._common.command("SADD", key, *sorted(lost), writes=True)
+        self._known |= names
+        return sorted(self._known)
 
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs and answer for each.
@@ -100,15 +110,19 @@ class Spread:
             return refused
         mark = await self._intents.keep(jobs, sequences)
         try:
-            return await self._submit_parts(jobs, sequences, mark)
+            parts = await self._submit_parts(jobs, sequences, mark)
         except Unavailable as error:
             message = f"{error}; the call is decided and will be done, sending it again is safe"
             raise OutcomeUnknown(message) from None
+        if [len(part) for part in parts] != [len(places) for places in groups.values()]:
+            message = "the call was done by another process, and some of its jobs have gone since"
+            raise OutcomeUnknown(message)
+        return _put_together(len(jobs), groups, parts)
 
     async def _submit_parts(
         self, jobs: Sequence[NewJob], sequences: Sequence[int], mark: str
-    ) -> list[SubmitReply]:
-        """Let each queue do its part of a call that is decided."""
+    ) -> list[list[SubmitReply]]:
+        """Let each queue do its part of a call that is decided; return the answers of each."""
         groups = _grouped(jobs, lambda job: job.queue)
         parts = await self._changes(
             *(
@@ -122,11 +136,14 @@ class Spread:
             )
         )
         await self._intents.drop(mark)
-        sizes = [len(places) for places in groups.values()]
-        # Of a part that was done before there are no answers, and nobody waits for them.
-        if [len(part) for part in parts] != sizes:
-            return []
-        return _put_together(len(jobs), groups, parts)
+        # Whoever has begun to do the same may still come, but not for long.
+        until = self._nodes.latest + MARKED
+        marks = [f"{self._nodes.keys.of(queue)}marks" for queue in groups]
+        calls = [
+            self._nodes.call(key, "ZADD", key, "XX", until, mark, writes=True) for key in marks
+        ]
+        await asyncio.gather(*calls, return_exceptions=True)
+        return parts
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""
@@ -168,21 +185,41 @@ class Spread:
             )
         )
         replies = _put_together(len(settlements), groups, [part for part, _ in settled])
-        return replies, None if claim is None else await self.claim(claim)
+        if claim is None or not settlements:
+            return replies, None if claim is None else await self.claim(claim)
+        try:
+            return replies, await self.claim(claim)
+        except (Unavailable, OutcomeUnknown):
+            # What was settled is settled. Leases that were granted all the same come back as those
+            # of every reply that is lost.
+            return replies, ClaimReply(next_in=_AGAIN, now=self._nodes.latest)
 
     async def renew(
         self, leases: Sequence[LeaseRef], lease: float, holder: Holder | None
     ) -> Sequence[RenewReply]:
         """Extend leases and release those that a lost reply granted, of whatever queue."""
         groups = _grouped(leases, lambda ref: ref.queue)
-        if holder is not None:
-            groups |= {queue: [] for queue in await self.queues() if queue not in groups}
         parts = await self._changes(
             *(
                 _claims.renew(self._at(queue), [leases[place] for place in places], lease, holder)
                 for queue, places in groups.items()
             )
         )
+        if holder is not None:
+            try:
+                others = [queue for queue in await self.queues() if queue not in groups]
+
+                async def release() -> list[Any]:
+                    places = [self._at(queue) for queue in others]
+                    return await self._changes(
+                        *(_claims.renew(place, [], lease, holder) for place in places)
+                    )
+
+                await (_soon(release) if leases else release())
+            except (Unavailable, OutcomeUnknown, TimeoutError):
+                # The next renewal asks for it again; what was extended is what counts.
+                if not leases:
+                    raise
         return _put_together(len(leases), groups, parts)
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
@@ -190,9 +227,13 @@ class Spread:
 
         A node that is down is swept when it is back, the others are swept now.
         """
+        # Before the marks of what was done are forgotten.
+        await self._do_what_is_left()
         places = [self._at(queue) for queue in await self.queues()]
+        # A node that hangs holds up no other queue.
         counts = await asyncio.gather(
-            *(_index.due(place, request) for place in places), return_exceptions=True
+            *(_soon(partial(_index.due, place, request)) for place in places),
+            return_exceptions=True,
         )
         calls = [_index.sweep(self._common, request)]
         left = [max(0, request.limit)] * _KINDS
@@ -205,7 +246,6 @@ class Spread:
         parts = [result for result in results if isinstance(result, SweepReply)]
         if not parts:
             raise next(result for result in results if isinstance(result, BaseException))
-        await self._do_what_is_left()
         await self._changes()
         return SweepReply(
             changes=tuple([change for part in parts for change in part.changes]),
@@ -215,8 +255,14 @@ class Spread:
     async def _do_what_is_left(self) -> None:
         """Do the calls that are decided and whose processes have gone."""
         with contextlib.suppress(Unavailable, OutcomeUnknown):
-            for mark, intent in (await self._intents.left()).items():
-                await self._submit_parts(intent.jobs, intent.sequences, mark)
+            for mark, data in (await self._intents.left()).items():
+                try:
+                    intent = read_intent(data)
+                    await self._submit_parts(intent.jobs, intent.sequences, mark)
+                except (PlugqError, msgspec.MsgspecError) as error:
+                    # It does not stand in the way of the others, and is tried again later.
+                    self._nodes.logger.warning("a call to several queues is not done: %s", error)
+                    await self._intents.postpone(mark)
 
     async def get(
         self, refs: Sequence[JobRef], *, body: bool, waiting: bool
@@ -295,6 +341,10 @@ class Spread:
         self._waiting.discard(peer)
         return True
 
+    def pass_on(self, queue: str) -> None:
+        """Let a queue wake another peer than one that another queue has woken."""
+        self._nodes.aside(self._at(queue).wake(1))
+
     async def forget_peer(self, peer: str) -> None:
         """Take a peer that watches no more off the lists of those who are idle."""
         self._waiting.discard(peer)
@@ -310,8 +360,15 @@ class Spread:
 
     async def _make_known(self, queues: Iterable[str]) -> None:
         """Put queues on the list before anything is written there."""
-        new = [queue for queue in dict.fromkeys(queues) if queue not in self._known]
-        if new:
+        wanted = dict.fromkeys(queues)
+        if all(queue in self._known for queue in wanted):
+            return
+        # A node that is full does not even take a name that it has.
+        await self.queues()
+        if new := [queue for queue in wanted if queue not in self._known]:
+            for queue in new:
+                # Refuse a name that can not be one before it stands there.
+                self._nodes.keys.of(queue)
             key = f"{self._nodes.keys.common}queues"
             await self._common.command("SADD", key, *new, writes=True)
             self._known.update(new)
@@ -322,17 +379,20 @@ class Spread:
         Raises:
             OutcomeUnknown: some were made and others were not, or may not have been.
         """
-        channel = f"{self._nodes.keys.channel}{EVENTS}"
-        asked = self._common.command("PUBSUB", "NUMSUB", channel)
-        numbers, *results = await asyncio.gather(asked, *calls, return_exceptions=True)
-        # With the node of the events out of reach somebody may be listening.
-        self.listened = isinstance(numbers, BaseException) or int(numbers[1]) > 0
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        # Afterwards: who listens from now on sees the change, and who did so before is told of it.
+        try:
+            numbers = await self._common.hint("PUBSUB", "NUMSUB", f"{self._channel}{EVENTS}")
+            self.listened = int(numbers[1]) > 0
+        except (Unavailable, OutcomeUnknown):
+            self.listened = True
         errors = [result for result in results if isinstance(result, BaseException)]
-        if len(results) > len(errors) > 0 and isinstance(errors[0], Unavailable):
-            message = f"{errors[0]}; a part of the call was done, sending it again is safe"
-            raise OutcomeUnknown(message) from None
         if errors:
-            raise errors[0]
+            error = max(errors, key=_weight)
+            if len(results) > len(errors) and isinstance(error, Unavailable):
+                message = f"{error}; a part of the call was done, sending it again is safe"
+                raise OutcomeUnknown(message) from None
+            raise error
         return results
 
     async def _judge(
@@ -387,9 +447,14 @@ class Spread:
             else:
                 replies.append(reply)
                 left -= len(reply.leases)
-        if errors and left == request.limit:
-            raise errors[0]
-        return _joined(replies)
+        if not replies and errors:
+            raise max(errors, key=_weight)
+        reply = _joined(replies)
+        if errors:
+            # Nobody will be woken for that queue.
+            soon = _soonest((reply.next_in, _AGAIN))
+            reply = msgspec.structs.replace(reply, next_in=soon)
+        return reply
 
     async def _recall(self, request: ClaimRequest, queues: tuple[str, ...]) -> ClaimReply | None:
         """Return what this claim was granted before, by whichever queue."""
@@ -415,6 +480,23 @@ class Spread:
             )
         )
         return _put_together(len(edit.refs), groups, parts)
+
+
+async def _soon(call: Callable[[], Awaitable[T]]) -> T:
+    """Return what a call returns.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    async with asyncio.timeout(_PATIENCE):
+        return await call()
+
+
+def _weight(error: BaseException) -> int:
+    """Return how much the error of one queue says of the whole call."""
+    if isinstance(error, Unavailable):
+        return 0
+    return 1 if isinstance(error, OutcomeUnknown) else 2
 
 
 def _grouped(items: Sequence[Any], queue_of: Callable[[Any], str]) -> dict[str, list[int]]:

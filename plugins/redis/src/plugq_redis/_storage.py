@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from plugq.errors import ConfigError
 from plugq.lifecycle import Lifecycle
 from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
@@ -80,11 +81,13 @@ class RedisStorage(Lifecycle):
         self._logger = context.logger
         timeout = duration(options.timeout, "timeout")
         self._target = target_of(options, context.base_dir)
-        keys = Keys(options.prefix, context)
+        keys = Keys(options.prefix, context, self._target.database)
         self._server = Server(self._target, keys, timeout, context.logger)
         self._nodes = Nodes(self._target, keys, timeout, context.logger)
         self._verbs: Single | Spread = Single(self._server)
-        self._hub = Hub(self._where, self._publish, keys, timeout, context.logger)
+        self._hub = Hub(
+            self._where, self._publish, keys, timeout, context.logger, lost=self._nodes.learn
+        )
         self._namespace = context.namespace
         self._found: Facts | None = None
 
@@ -107,6 +110,12 @@ class RedisStorage(Lifecycle):
         self._logger.log(level, "%s", facts.promise)
         cluster = facts.cluster if self.options.cluster == "auto" else self.options.cluster
         if cluster:
+            if self._target.local:
+                message = (
+                    "storage.url: the nodes of a cluster are reached by their addresses; write "
+                    "redis:// and the address of one of them"
+                )
+                raise ConfigError(message)
             await self._nodes.open(self._server.line)
             self._verbs = Spread(self._nodes)
         else:

@@ -10,7 +10,7 @@ from plugq.errors import InvalidJob
 from plugq.job import JobState
 from plugq.protocols.storage import NewJob, SubmitReply, SubmitStatus
 from plugq_redis._faults import refusal
-from plugq_redis._records import NUMBERS, STATES, encode, flat, staying
+from plugq_redis._records import NUMBERS, STATES, check_number, encode, flat, staying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,8 @@ _STATUSES = tuple(SubmitStatus)
 _FIELDS = 5
 #: Numbers in Lua are exact up to twice as much.
 _HIGHEST = 2**52
+#: What else of a whole job is a number.
+_NUMBERS = ("token", "attempt", "crashes", "priority", "generation", "max_attempts")
 _TAKEN = msgspec.msgpack.Decoder(list[int]).decode
 _ANSWERS = msgspec.msgpack.Decoder(list[int | str]).decode
 
@@ -59,6 +61,7 @@ async def submit(
                 sequence,
             )
             for job, sequence in zip(jobs, given, strict=True)
+            if check_number("priority", job.priority)
         ]
         parts: list[bytes] = []
         for job in jobs:
@@ -91,11 +94,16 @@ async def restore(server: Place, jobs: Sequence[JobRecord]) -> None:
     """Write whole jobs, unless their ids are taken.
 
     Raises:
-        InvalidJob: a sequence is so high that Redis could not count on.
+        InvalidJob: a number is one that Lua does not know exactly, or from which it can not go on.
     """
-    if any(job.sequence >= _HIGHEST for job in jobs):
-        message = f"sequence: give one below {_HIGHEST}, beyond which Redis can not count on"
-        raise InvalidJob(message)
+    for job in jobs:
+        if job.sequence >= _HIGHEST:
+            message = f"sequence: give one below {_HIGHEST}, beyond which Redis can not count on"
+            raise InvalidJob(message)
+        numbers = {name: getattr(job, name) for name in _NUMBERS}
+        for name, number in numbers.items():
+            # Of a token it counts that later ones are higher.
+            check_number(name, number, exactly=name != "token")
     items: list[tuple[object, ...]] = []
     parts: list[bytes] = []
     usual = NewJob(queue="", id="", task="", submission=b"", body=b"")
@@ -150,7 +158,7 @@ def _restored(job: JobRecord, usual: NewJob) -> tuple[object, ...]:
 
 def _history(job: JobRecord) -> bytes:
     entries = b"".join(encode(entry) for entry in job.history)
-    return len(job.history).to_bytes(2, "big") + entries
+    return len(job.history).to_bytes(4, "big") + entries
 
 
 def _submission_of(job: JobRecord) -> NewJob:

@@ -18,7 +18,7 @@ local function limit_state(q, lane)
 end
 
 local function store_state(q, lane, state, ttl)
-  local field, version = state_field(lane), call('INCR', q.shared .. 'versions')
+  local field, version = state_field(lane), next_version(q.shared .. 'versions')
   call('HSET', q.base .. 'limits', field, pack(version, now + ttl, state or nil))
   call('ZADD', q.base .. 'limits:over', now + ttl, field)
   return version

@@ -7,4 +7,6 @@ local found = {}
 for index, each in ipairs(names) do
   found[index] = call('HGET', shared .. 'batches', each)
 end
+allow_writes()
+keep_time()
 return {pack(now), found}

@@ -1,9 +1,11 @@
 -- The call: its header, the time, and the queues that it touches.
 --
 -- KEYS[1] is the key of the clock. On a single server that is the clock of the namespace; in a
--- cluster each queue has its own, in its own slot, and a call touches one queue only.
+-- cluster each queue has its own, in its own slot, and a call touches one queue only. KEYS[2] is
+-- never made.
 -- ARGV[1] holds the prefix, the encoded namespace, the time of a manual clock, whether the server
--- is part of a cluster, and the latest time that the caller knows of; ARGV[2] what is asked for.
+-- is part of a cluster, the latest time that the caller knows of, and what channels begin with;
+-- ARGV[2] what is asked for.
 --
 -- A value that may be absent is nil in what is packed by several arguments, false in tables.
 
@@ -13,10 +15,10 @@ if redis.replicate_commands then
 end
 
 local call, pack, unpack_all = redis.call, cmsgpack.pack, cmsgpack.unpack
-local PREFIX, NAMESPACE, GIVEN, CLUSTER, KNOWN = unpack_all(ARGV[1])
+local PREFIX, NAMESPACE, GIVEN, CLUSTER, KNOWN, CHANNEL = unpack_all(ARGV[1])
 local COMMON = PREFIX .. '{' .. NAMESPACE .. '}:'
-local EVENTS = PREFIX .. NAMESPACE .. ':events'
-local PEERS = PREFIX .. NAMESPACE .. ':peer:'
+local EVENTS = CHANNEL .. 'events'
+local PEERS = CHANNEL .. 'peer:'
 local QUEUES = COMMON .. 'queues'
 
 local DELAYED, QUEUED, RUNNING = 1, 2, 3
@@ -59,7 +61,14 @@ end
 
 -- Lets a call that frees memory write even if there is none left.
 local function allow_writes()
-  call('DEL', KEYS[1] .. ':none')
+  call('DEL', KEYS[2])
+end
+
+-- Whether time alone has changed a job, of which this is what moves.
+local function has_passed(m)
+  local state, _, _, _, _, _, _, _, deadline, _, _, _, expires = unpack_all(m)
+  return (state <= QUEUED and deadline ~= nil and deadline <= now)
+    or (expires ~= nil and expires <= now)
 end
 
 local function encoded(name)
@@ -117,6 +126,40 @@ local function store(q)
   call('SET', q.base .. 'queue', pack(
     q.paused, q.draining, q.token, q.running, q.waiting, q.max_running, q.lane_max, q.max_length,
     q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings))
+end
+
+-- The attempts that did not succeed: h holds how many they are and in how many parts they lie, which
+-- are h1, h2 and so on. So an attempt costs the same however many were before.
+local function history_size(hash)
+  local stored = call('HGET', hash, 'h')
+  if not stored then return 0, 0 end
+  return struct.unpack('>I4I4', stored)
+end
+
+local function keep_history(hash, count, parts, entries)
+  call('HSET', hash, 'h', struct.pack('>I4I4', count, parts), 'h' .. parts, entries)
+end
+
+-- Returns the whole history, false where there is none.
+local function history_of(hash)
+  local count, parts = history_size(hash)
+  if parts == 0 then return false end
+  local found = {struct.pack('>I4', count)}
+  for first = 1, parts, CHUNK do
+    local fields = {}
+    for part = first, math.min(parts, first + CHUNK - 1) do fields[#fields + 1] = 'h' .. part end
+    for _, entries in ipairs(call('HMGET', hash, unpack(fields))) do
+      found[#found + 1] = entries or ''
+    end
+  end
+  return table.concat(found)
+end
+
+-- Returns a version that no key has had, also where a store is begun anew.
+local function next_version(key)
+  local version = math.max(tonumber(call('GET', key) or 0), math.floor(now * 1000000) - 1) + 1
+  call('SET', key, string.format('%.0f', version))
+  return version
 end
 
 -- Runs a command on many values, as many at a time as a command takes.

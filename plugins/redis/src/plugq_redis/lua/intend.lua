@@ -1,5 +1,5 @@
 -- Keeps calls that concern several queues until each of them has done its part. ARGV[2]: what is
--- asked for, and the call or its age; ARGV[3]: the call itself.
+-- asked for, and the mark of the call or its age; ARGV[3]: the call itself.
 
 local INTENTS, SINCE = COMMON .. 'intents', COMMON .. 'intents:since'
 
@@ -10,9 +10,14 @@ if kind == 'keep' then
   call('HSET', INTENTS, value, ARGV[3])
   call('ZADD', SINCE, now, value)
 elseif kind == 'drop' then
+  allow_writes()
   call('HDEL', INTENTS, value)
   call('ZREM', SINCE, value)
+elseif kind == 'postpone' then
+  allow_writes()
+  if call('ZSCORE', SINCE, value) then call('ZADD', SINCE, now, value) end
 else
+  allow_writes()
   for _, mark in ipairs(call('ZRANGEBYSCORE', SINCE, '-inf', now - value, 'LIMIT', 0, 10)) do
     found[#found + 1] = mark
     found[#found + 1] = call('HGET', INTENTS, mark)

@@ -1,5 +1,5 @@
 -- Jobs and their moves. A job is a hash: m is what moves, k what stays, b the body, r the result,
--- p the progress and h the attempts that did not succeed.
+-- p the progress, and h with its numbered parts the attempts that did not succeed.
 
 local finished, cancels = {}, {}
 
@@ -282,9 +282,7 @@ local function add(q, j)
 end
 
 local function remember(j, code, kind, message, traceback)
-  local history = call('HGET', j.hash, 'h')
-  local count = history and struct.unpack('>I2', history) or 0
+  local count, parts = history_size(j.hash)
   local entry = pack({j.attempt, code, kind, message, traceback, j.worker, j.started or now, now})
-  call('HSET', j.hash, 'h',
-    struct.pack('>I2', count + 1) .. (history and history:sub(3) or '') .. entry)
+  keep_history(j.hash, count + 1, parts + 1, entry)
 end

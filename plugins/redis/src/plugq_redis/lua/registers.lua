@@ -18,7 +18,7 @@ local function drop_register(key)
 end
 
 local function write_register(key, value, ttl)
-  local version = call('INCR', COMMON .. 'versions')
+  local version = next_version(COMMON .. 'versions')
   local till = ttl and now + ttl or 0
   call('HSET', VALUES, key, struct.pack('>dd', version, till) .. value)
   call('ZADD', KEYS_, 0, key)

@@ -7,18 +7,36 @@ local jobs = cmsgpack.unpack(ARGV[2])
 local sequences = COMMON .. 'sequence'
 local last = not CLUSTER and tonumber(call('GET', sequences) or 0)
 
+-- Returns the queues that may have one of the sequences that are asked for; what is above the last
+-- that was handed out nobody has.
+local function crowded()
+  local lowest, highest = last + 1, 0
+  for _, item in ipairs(jobs) do
+    if item[9] > 0 and item[9] <= last then
+      lowest, highest = math.min(lowest, item[9]), math.max(highest, item[9])
+    end
+  end
+  local found = {}
+  if lowest > highest then return found end
+  for _, name in ipairs(all_queues()) do
+    local all = open(name).all
+    if call('ZCOUNT', all, lowest, highest) > 0 then found[#found + 1] = all end
+  end
+  return found
+end
+
+local given, near = {}, CLUSTER and {} or crowded()
+
 -- Returns that sequence if no job has it, else the next one.
 local function reserve(sequence)
   if CLUSTER then return sequence end
-  local taken = sequence <= 0
-  for _, name in ipairs(all_queues()) do
-    taken = taken or call('ZCOUNT', open(name).all, sequence, sequence) > 0
+  local taken = sequence <= 0 or given[sequence]
+  for _, all in ipairs(near) do
+    taken = taken or call('ZCOUNT', all, sequence, sequence) > 0
   end
-  if taken then
-    last = last + 1
-    return last
-  end
+  if taken then sequence = last + 1 end
   last = math.max(last, sequence)
+  given[sequence] = true
   return sequence
 end
 
@@ -59,7 +77,10 @@ local function put(q, index, item)
   call('HSET', j.hash, 'k', ARGV[at], 'b', ARGV[at + 1])
   if item[22] then call('HSET', j.hash, 'r', ARGV[at + 2]) end
   if ARGV[at + 3] ~= '' then call('HSET', j.hash, 'p', ARGV[at + 3]) end
-  if ARGV[at + 4] ~= '' then call('HSET', j.hash, 'h', ARGV[at + 4]) end
+  local history = ARGV[at + 4]
+  if history ~= '' then
+    keep_history(j.hash, struct.unpack('>I4', history), 1, history:sub(5))
+  end
   j.state = QUEUED
   add(q, j)
   j.state = state
@@ -74,9 +95,6 @@ local function put(q, index, item)
     live(q, j, item)
   end
   save(j)
-  -- The next job may have the same sequence.
-  in_chunks('ZADD', q.all, q.listed)
-  q.listed = {}
 end
 
 for index, item in ipairs(jobs) do

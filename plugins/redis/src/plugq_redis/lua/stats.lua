@@ -1,6 +1,7 @@
 -- Returns the counters of queues. ARGV[2]: the queue in a cluster, else nothing.
 
 tell_time()
+allow_writes()
 local function oldest_shown(q)
   local soonest, order = nil, '-inf'
   while true do

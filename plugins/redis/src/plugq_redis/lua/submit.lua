@@ -1,9 +1,11 @@
 -- Stores jobs in the order given, unless one of them finds its queue full or drained.
 -- ARGV[2]: the jobs, each with its sequence where those are handed out elsewhere, whether they are
 -- only to be judged, and the mark of a call that is decided already, of which the queue does its part
--- once. Then two values for each job: what stays, and the body.
+-- once and then only answers. Then two values for each job: what stays, and the body.
 
 local ACCEPTED_, DUPLICATE, FULL, DRAINING, REFUSED, LATE = 1, 2, 3, 4, 5, 6
+-- Seconds.
+local MARK_TTL = 2592000
 
 tell_time()
 local jobs, judged_only, mark = unpack_all(ARGV[2])
@@ -102,10 +104,12 @@ local function put(q, index, item, j, former)
   return {ACCEPTED_, j.id, j.state, j.seq, j.generation}
 end
 
+local done = false
 if mark then
   local marks = open(jobs[1][1]).base .. 'marks'
-  if call('ZSCORE', marks, mark) then return {close(''), pack(reply)} end
-  call('ZADD', marks, now, mark)
+  done = call('ZSCORE', marks, mark)
+  -- It stays as long as anybody may still ask for the same.
+  call('ZADD', marks, now + MARK_TTL, mark)
 end
 
 local bounded = judged_only
@@ -121,12 +125,13 @@ if not answers then
     local q = open(item[1])
     local j = read(q, index, item)
     local answer, former = judge(q, item, j)
-    answers[index] = answer or put(q, index, item, j, former)
+    if not done then answer = answer or put(q, index, item, j, former) end
+    -- What was done before and has gone since has no answer.
+    answers[index] = answer or {}
   end
 end
 if sequence then call('SET', sequences, sequence) end
-for index, answer in ipairs(answers) do
-  local at = 5 * index - 4
-  reply[at], reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = unpack(answer)
+for _, answer in ipairs(answers) do
+  for _, value in ipairs(answer) do reply[#reply + 1] = value end
 end
 return {close(''), pack(reply)}

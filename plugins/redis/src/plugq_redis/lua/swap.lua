@@ -2,6 +2,7 @@
 -- their values.
 
 tell_time()
+allow_writes()
 local changes = cmsgpack.unpack(ARGV[2])
 local done = 1
 for _, change in ipairs(changes) do

@@ -133,7 +133,7 @@ for _, each in ipairs(names) do
     if CLUSTER then
       forget_batches(q.base, limit)
       call('ZREMRANGEBYSCORE', q.base .. 'claims', '-inf', now)
-      call('ZREMRANGEBYSCORE', q.base .. 'marks', '-inf', now - DAY)
+      call('ZREMRANGEBYSCORE', q.base .. 'marks', '-inf', now)
     end
   end
 end
