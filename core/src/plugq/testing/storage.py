@@ -6,6 +6,7 @@ from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.capabilities import Capabilities
 from plugq.testing.contract.clocks import Clocks
+from plugq.testing.contract.commits import Commits, LostTransactions
 from plugq.testing.contract.cost import Cost
 from plugq.testing.contract.crashes import Crashes
 from plugq.testing.contract.crowds import Crowds
@@ -86,6 +87,8 @@ class StorageContract(
     Hostile,
     Capabilities,
     Transactions,
+    Commits,
+    LostTransactions,
     Crashes,
     Cost,
     Histories,

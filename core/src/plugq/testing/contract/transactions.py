@@ -77,7 +77,7 @@ def _with_each(
                 try:
                     await test(contract, scene, begin)
                 except BaseException as error:
-                    error.add_note(f"with {_name(begin)}")
+                    error.add_note(f"with {name_of(begin)}")
                     raise
             place += 1
 
@@ -86,7 +86,8 @@ def _with_each(
     return run
 
 
-def _name(begin: Begin) -> str:
+def name_of(begin: Begin) -> str:
+    """Return what a kind of connection is called."""
     function = getattr(begin, "func", begin)
     return getattr(function, "__name__", str(function))
 
@@ -529,4 +530,4 @@ async def put_nothing(scene: Scene, begin: Begin) -> list[SubmitReply]:
         return list(replies)
 
 
-__all__ = ["Transactions", "add", "each_kind", "kinds", "put"]
+__all__ = ["Transactions", "add", "each_kind", "kinds", "name_of", "put"]
