@@ -41,6 +41,7 @@ from plugq.testing.contract.signals import Signals
 from plugq.testing.contract.steering import Steering
 from plugq.testing.contract.submission import Submission
 from plugq.testing.contract.table import Table
+from plugq.testing.contract.transacted import Transacted
 from plugq.testing.contract.transactions import Transactions
 from plugq.testing.contract.unique import Unique
 from plugq.testing.contract.windows import Windows
@@ -87,6 +88,7 @@ class StorageContract(
     Hostile,
     Capabilities,
     Transactions,
+    Transacted,
     Commits,
     LostTransactions,
     Crashes,

@@ -36,6 +36,7 @@ from plugq.protocols import (
 from plugq.protocols.checks import check_submit
 from plugq.testing import MissingCapability, StorageContract, UserTransaction
 from plugq.testing.contract.commits import Commits
+from plugq.testing.contract.transacted import Transacted
 from plugq.testing.contract.transactions import Transactions
 from plugq.testing.requirements import required_by
 
@@ -266,6 +267,20 @@ class RemembersWhatWasRolledBack(Transactional):
         return await super().submit(jobs)
 
 
+class DropsWhatItReplaces(Transactional):
+    """A cancelled job makes room for the next one of its id before that has committed."""
+
+    async def submit_within(
+        self, connection: object, jobs: Sequence[NewJob]
+    ) -> Sequence[SubmitReply]:
+        replies = await super().submit_within(connection, jobs)
+        for job in jobs:
+            record = self._jobs.find(job.queue, job.id)
+            if record is not None and record.state is JobState.CANCELLED:
+                self._jobs.remove(record)
+        return replies
+
+
 class CountsBeforeTheCommit(Transactional):
     """The queue of a job is listed from its submission on."""
 
@@ -453,6 +468,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "a_unique_key_is_judged_in_the_transaction",
     ),
     RemembersWhatWasRolledBack: ("a_transaction_that_is_rolled_back_leaves_nothing",),
+    DropsWhatItReplaces: ("a_rollback_brings_back_what_was_replaced",),
     CountsBeforeTheCommit: ("nobody_sees_a_job_before_the_commit",),
     KnowsNoFullQueue: ("a_queue_that_takes_nothing_takes_nothing_in_a_transaction",),
     StartsThePaused: ("a_job_of_a_transaction_waits_in_a_paused_queue",),
@@ -539,7 +555,7 @@ CASES = [
 #: What one process can try; for the rest there are storages below plugins/sqlite.
 TESTS = sorted(
     name.removeprefix("test_")
-    for part in (Transactions, Commits)
+    for part in (Transactions, Transacted, Commits)
     for name in vars(part)
     if name.startswith("test_")
     and not required_by(vars(part)[name]) & {Capability.SHARED_PROCESSES}
