@@ -65,6 +65,7 @@ from plugq.protocols.storage import (
     UniqueMode,
     Wake,
 )
+from plugq.protocols.transactions import TransactionalStorage
 from plugq.protocols.upkeep import Explaining, Fact, Layout, Migrating
 
 __all__ = [
@@ -139,6 +140,7 @@ __all__ = [
     "SweepReply",
     "SweepRequest",
     "TaskStats",
+    "TransactionalStorage",
     "UniqueKey",
     "UniqueMode",
     "Wake",

@@ -279,6 +279,12 @@ _SECOND = (
     """,
 )
 
+#: Every table of ours.
+TABLES = (
+    *("meta", "namespace", "task", "queue", "tally", "job", "body", "failure", "lane"),
+    *("unique_key", "worker", "peer", "idle", "register", "budget", "batch", "listener"),
+)
+
 #: One entry a version; ``PRAGMA user_version`` counts those that a file has had.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
 #: What says so; both lie in the file's header and are part of the transaction.
