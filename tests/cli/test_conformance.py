@@ -189,7 +189,7 @@ def test_a_false_declaration_is_a_failure(shell: Shell) -> None:
     assert report["levels"]["crash"] == {"passed": 0, "failed": 1, "skipped": 0}
     reasons = {test["name"]: test["reason"] for test in report["tests"]}
     name = "test_a_job_is_submitted_in_a_transaction_of_the_user"
-    assert "can not prove transactional_submit" in reasons[name]
+    assert "the hook transactions() is not written" in reasons[name]
     assert set(report["tests"][0]) == {
         *("level", "name", "promise", "outcome", "reason", "seconds", "needs")
     }

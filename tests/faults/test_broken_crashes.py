@@ -282,7 +282,10 @@ def acknowledges_before_it_stores() -> None:
         await asyncio.sleep(0.5)
         await submit(self, jobs)
 
-    async def answer(self: LocalBroker, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+    async def answer(
+        self: LocalBroker, jobs: Sequence[NewJob], *, within: object | None = None
+    ) -> Sequence[SubmitReply]:
+        del within
         late.add(asyncio.create_task(store(self, jobs)))
         return [
             SubmitReply(status=SubmitStatus.ACCEPTED, id=job.id, state=JobState.QUEUED)

@@ -135,6 +135,8 @@ def ask(options: Mapping[str, Any]) -> Asked:
     rest: dict[str, Any] = {}
     try:
         for name, value in options.items():
+            if name == "connection":
+                raise InvalidJob("connection: give it to submit() or submit_many()")  # noqa: TRY301
             reader = _READERS.get(name)
             if reader is None:
                 raise InvalidJob(f"{name}: unknown option; use one of {', '.join(_READERS)}")  # noqa: TRY301

@@ -10,7 +10,7 @@ import os
 import random
 import socket
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from plugq import failpoints
 from plugq.broker.budgets import Budgets
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         SubmitReply,
         Swapped,
     )
+    from plugq.protocols.transactions import TransactionalStorage
     from plugq.schedule import Definition
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -236,8 +237,15 @@ class LocalBroker(Lifecycle):
             self._reports.broker(EventKind.BROKER_STOPPED)
         await self._storage.stop()
 
-    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
-        """Store jobs; calls under way at one time share one call of the storage."""
+    async def submit(
+        self, jobs: Sequence[NewJob], *, within: object | None = None
+    ) -> Sequence[SubmitReply]:
+        """Store jobs; calls under way at one time share one call of the storage.
+
+        Nothing is told of those that are stored ``within`` a transaction: it may not commit.
+        """
+        if within is not None:
+            return await self._submit_within(within, jobs)
         if failpoints.ARMED:
             failpoints.hit("broker.submit.before")
         began = self._reports.now()
@@ -252,6 +260,24 @@ class LocalBroker(Lifecycle):
         ]
         if delays:
             self._handle(Due(min(delays)))
+        return replies
+
+    async def _submit_within(
+        self, connection: object, jobs: Sequence[NewJob]
+    ) -> Sequence[SubmitReply]:
+        if Capability.TRANSACTIONAL_SUBMIT not in self._storage.capabilities:
+            message = (
+                f"connection: {type(self._storage).__name__} can not submit inside a transaction "
+                "of yours; use a storage that declares transactional_submit, or submit after the "
+                "commit"
+            )
+            raise ConfigError(message)
+        storage = cast("TransactionalStorage", self._storage)
+        if failpoints.ARMED:
+            failpoints.hit("broker.submit.before")
+        replies = await storage.submit_within(connection, jobs)
+        if failpoints.ARMED:
+            failpoints.hit("broker.submit.after")
         return replies
 
     async def claim(self, request: ClaimRequest, *, wait: float = 0.0) -> ClaimReply:

@@ -189,32 +189,45 @@ class Client(Lifecycle):
     async def submit(
         self,
         request: JobRequest[R],
+        *,
+        connection: object | None = None,
         **options: Unpack[RequestOptions],
     ) -> JobHandle[R]:
         """Submit one job and return its handle once it is stored.
 
+        With a ``connection`` of your own to the database of the storage the job is stored in the
+        transaction that you have begun on it: it exists if that commits and not before, and never
+        if that is rolled back. Its handle is there at once; wait for it after the commit. Such a
+        call is made once and not repeated. ``OutcomeUnknown`` means then that your transaction
+        has to be rolled back.
+
         Raises:
-            InvalidJob: the request or an option can not be; nothing was stored.
+            InvalidJob: the request, an option or the connection can not be; nothing was stored.
+            ConfigError: the storage can not submit inside a transaction.
             PayloadError: the arguments can not travel; nothing was stored.
             QueueFull: the queue takes no more; nothing was stored.
             Unavailable: the storage could not be reached in time; nothing was stored.
             OutcomeUnknown: the answer was lost; submitting again with the same id is safe.
         """
         jobs = await self._prepare([request], ask(options))
-        replies = await self._send(jobs)
+        replies = await self._send(jobs, connection)
         return self._handle(request, jobs[0], replies[0])
 
     async def submit_many(
         self,
         requests: Iterable[JobRequest[R]],
+        *,
+        connection: object | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[JobHandle[R]]:
         """Submit jobs and return their handles, in order.
 
-        All of them are checked before any is stored. Each thousand is stored in one step.
+        All of them are checked before any is stored. Each thousand is stored in one step, and all
+        in your transaction with a ``connection``, as by :meth:`submit`.
 
         Raises:
-            InvalidJob: one can not be; nothing was stored.
+            InvalidJob: one, or the connection, can not be; nothing was stored.
+            ConfigError: the storage can not submit inside a transaction.
             PayloadError: the arguments of one can not travel; nothing was stored.
             QueueFull: a queue takes no more; nothing of that thousand was stored.
             OutcomeUnknown: ``ids`` names what is not confirmed; submitting that again is safe.
@@ -228,7 +241,7 @@ class Client(Lifecycle):
         for start in range(0, len(jobs), CHUNK):
             chunk = jobs[start : start + CHUNK]
             try:
-                replies = await self._send(chunk)
+                replies = await self._send(chunk, connection)
             except (OutcomeUnknown, Unavailable) as error:
                 if start == 0 and isinstance(error, Unavailable):
                     raise
@@ -255,8 +268,14 @@ class Client(Lifecycle):
         """Submit one job and return its result.
 
         ``timeout`` is how long to wait for it, not the timeout of its attempts. Raises what
-        :meth:`submit` and :meth:`JobHandle.result` do.
+        :meth:`submit` and :meth:`JobHandle.result` do. There is no ``connection`` here: the job
+        could not start before the commit.
         """
+        if "connection" in options:
+            raise InvalidJob(
+                "connection: call() would wait for a job that can not start before your "
+                "transaction commits; use submit(…, connection=…) and wait after the commit"
+            )
         return await (await self.submit(request, **options)).result(timeout)
 
     def as_completed(
@@ -521,10 +540,15 @@ class Client(Lifecycle):
             generation=reply.generation,
         )
 
-    async def _send(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
+    async def _send(
+        self, jobs: Sequence[NewJob], connection: object | None = None
+    ) -> Sequence[SubmitReply]:
         if failpoints.ARMED:
             failpoints.hit("client.submit.before")
-        replies = await self._requests.submit(jobs)
+        if connection is None:
+            replies = await self._requests.submit(jobs)
+        else:
+            replies = await self._requests.submit_within(jobs, connection)
         if failpoints.ARMED:
             failpoints.hit("client.submit.after")
         return replies

@@ -69,6 +69,26 @@ class Requests:
         _check_stored(jobs, replies)
         return replies
 
+    async def submit_within(
+        self, jobs: Sequence[NewJob], connection: object
+    ) -> Sequence[SubmitReply]:
+        """Submit inside the transaction that has begun on a connection; it is tried once.
+
+        Raises:
+            QueueFull: a queue takes no more, or is being drained; nothing is in the transaction.
+            Unavailable: the jobs are not in the transaction.
+            OutcomeUnknown: they may be in it.
+        """
+        self._running()
+        try:
+            async with asyncio.timeout(self._deadline):
+                replies = await self._broker.submit(jobs, within=connection)
+        except TimeoutError as error:
+            message = f"no answer within {self._deadline:g} s; roll your transaction back"
+            raise OutcomeUnknown(message, ids=[job.id for job in jobs]) from error
+        _check_stored(jobs, replies)
+        return replies
+
     async def ask(self, verb: Callable[[], Awaitable[R]]) -> R:
         """Ask until the deadline; for verbs that may be repeated.
 

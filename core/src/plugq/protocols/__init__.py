@@ -65,6 +65,7 @@ from plugq.protocols.storage import (
     UniqueMode,
     Wake,
 )
+from plugq.protocols.transactions import TransactionalStorage
 
 __all__ = [
     "API_VERSION",
@@ -134,6 +135,7 @@ __all__ = [
     "SweepReply",
     "SweepRequest",
     "TaskStats",
+    "TransactionalStorage",
     "UniqueKey",
     "UniqueMode",
     "Wake",

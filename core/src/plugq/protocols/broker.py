@@ -53,8 +53,17 @@ class Broker(Protocol):
         """Answer what is waiting, end every loop and disconnect; a second call does nothing."""
         ...
 
-    async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
-        """Store jobs; calls under way at one time share one call of the storage."""
+    async def submit(
+        self, jobs: Sequence[NewJob], *, within: object | None = None
+    ) -> Sequence[SubmitReply]:
+        """Store jobs; calls under way at one time share one call of the storage.
+
+        ``within`` is a connection of the user's own: they are stored in the transaction that has
+        begun on it, by a call of their own, which must not be repeated.
+
+        Raises:
+            ConfigError: the storage can not do it in a transaction.
+        """
         ...
 
     async def claim(self, request: ClaimRequest, *, wait: float = 0.0) -> ClaimReply:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plugq.testing.clock import ManualClock
+    from plugq.testing.contract.scene import UserTransaction
     from plugq.testing.limiter import LimiterContract
     from plugq.testing.requirements import MissingCapability, requires
     from plugq.testing.serde import SerdeContract
@@ -23,6 +24,7 @@ _HOMES = {
     "MissingCapability": "plugq.testing.requirements",
     "SerdeContract": "plugq.testing.serde",
     "StorageContract": "plugq.testing.storage",
+    "UserTransaction": "plugq.testing.contract.scene",
     "requires": "plugq.testing.requirements",
 }
 
@@ -41,5 +43,6 @@ __all__ = [
     "MissingCapability",
     "SerdeContract",
     "StorageContract",
+    "UserTransaction",
     "requires",
 ]

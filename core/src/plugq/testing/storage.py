@@ -40,6 +40,7 @@ from plugq.testing.contract.signals import Signals
 from plugq.testing.contract.steering import Steering
 from plugq.testing.contract.submission import Submission
 from plugq.testing.contract.table import Table
+from plugq.testing.contract.transactions import Transactions
 from plugq.testing.contract.unique import Unique
 from plugq.testing.contract.windows import Windows
 
@@ -84,6 +85,7 @@ class StorageContract(
     Processes,
     Hostile,
     Capabilities,
+    Transactions,
     Crashes,
     Cost,
     Histories,
@@ -105,8 +107,9 @@ class StorageContract(
     ``open`` is called several times with one context and gives the same store each time, also
     while it is open. The context has a manual clock, a namespace of its own and an empty
     directory. Tests of a capability that the class does not declare are skipped by name, and so
-    are those of outages unless the class has the hook ``outage`` as well. Each test makes its own
-    scene, so they run in any order and in parallel.
+    are those of outages unless the class has the hook ``outage`` as well. One that declares
+    ``TRANSACTIONAL_SUBMIT`` needs the hook ``transactions``. Each test makes its own scene, so they
+    run in any order and in parallel.
 
     Where several work at once the clock is the real one, and ``open`` is also called in other
     threads and, for ``SHARED_PROCESSES``, in processes that make the class anew: it has to stand

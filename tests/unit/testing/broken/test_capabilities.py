@@ -71,7 +71,7 @@ class OnSharedByHosts(Sound):
 
 
 class Transactional(MemoryStorage):
-    """Says that it takes part in a transaction for which there is no verb."""
+    """Says that it takes part in a transaction of the user, and nothing says how one begins."""
 
     capabilities = frozenset({Capability.TRANSACTIONAL_SUBMIT})
 

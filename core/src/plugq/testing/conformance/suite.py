@@ -22,14 +22,17 @@ from plugq.protocols.plugin import Capability
 from plugq.registry import Registry
 from plugq.testing.conformance.target import LIMITERS, VARIABLE, Target
 from plugq.testing.limiter import LimiterContract
+from plugq.testing.requirements import MissingHook
 from plugq.testing.storage import StorageContract
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from plugq.protocols.limiter import Limiter
     from plugq.protocols.plugin import PluginContext
     from plugq.protocols.storage import Storage
+    from plugq.testing.contract.scene import UserTransaction
 
 
 def target() -> Target:
@@ -71,6 +74,15 @@ class TestStorage(StorageContract):
             yield storage
         finally:
             await storage.stop()
+
+    def transactions(
+        self, context: PluginContext
+    ) -> Sequence[Callable[[], AbstractAsyncContextManager[UserTransaction]]]:
+        """Leave these tests to the author's contract: only that knows how to open a connection."""
+        what = target()
+        if hasattr(Registry().load(what.kind, what.use), "submit_within"):
+            raise MissingHook("transactions")
+        return super().transactions(context)
 
 
 class TestLimiter(LimiterContract):

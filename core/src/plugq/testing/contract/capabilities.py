@@ -70,11 +70,6 @@ class Capabilities(Contract):
         """Who declares the greater declares the smaller."""
         assert Capability.SHARED_PROCESSES in await self.declared()
 
-    @requires(Capability.TRANSACTIONAL_SUBMIT)
-    async def test_a_job_is_submitted_in_a_transaction_of_the_user(self) -> None:
-        """There is no verb for that in this version, so nobody can have it."""
-        raise AssertionError("the kit of this version can not prove transactional_submit")
-
 
 @contextmanager
 def _context() -> Iterator[PluginContext]:

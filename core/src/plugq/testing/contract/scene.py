@@ -8,6 +8,7 @@ import os
 import tempfile
 import uuid
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -53,7 +54,7 @@ from plugq.testing.levels import Level
 from plugq.testing.requirements import MissingHook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from plugq.protocols.plugin import Capability
@@ -81,6 +82,15 @@ _SETTLED_AS = {
 }
 
 
+@dataclass(frozen=True)
+class UserTransaction:
+    """A transaction that has begun on a connection of the user's own, and what ends it."""
+
+    connection: object
+    commit: Callable[[], Awaitable[None]]
+    rollback: Callable[[], Awaitable[None]]
+
+
 class Contract:
     """Opens the storage under test; every test makes its own scene and thus its own store."""
 
@@ -88,6 +98,9 @@ class Contract:
     plugq_contract: ClassVar[bool] = True
     #: How many real seconds a signal may take.
     patience: ClassVar[float] = 5.0
+    #: Whether all who write wait while a user's transaction with jobs in it is open, as on a file
+    #: that has one writer. A storage that hosts share must not let them wait.
+    writers_wait: ClassVar[bool] = False
     #: What the tests of a class are about.
     level: ClassVar[Level] = Level.SEMANTICS
 
@@ -110,6 +123,18 @@ class Contract:
         """
         del context
         raise MissingHook("outage")
+
+    def transactions(
+        self, context: PluginContext
+    ) -> Sequence[Callable[[], AbstractAsyncContextManager[UserTransaction]]]:
+        """Return what begins a transaction on the store of that context, for each kind of driver.
+
+        Each opens a connection of its own, as a user would, begins a transaction on it, yields
+        both and closes the connection in the end, whatever became of the transaction. It is named
+        after its driver. A class that declares ``TRANSACTIONAL_SUBMIT`` needs this hook.
+        """
+        del context
+        return ()
 
     @asynccontextmanager
     async def scene(self, *, real_time: bool = False) -> AsyncIterator[Scene]:
@@ -480,4 +505,4 @@ class Ear:
         await self.hears(Finished, JobRef("catch-up", id))
 
 
-__all__ = ["QUEUE", "STATES", "TASK", "Contract", "Ear", "Scene"]
+__all__ = ["QUEUE", "STATES", "TASK", "Contract", "Ear", "Scene", "UserTransaction"]
