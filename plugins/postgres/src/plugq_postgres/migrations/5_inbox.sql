@@ -20,7 +20,8 @@ DECLARE
     taken inbox[];
     jobs new_job_v1[];
     known boolean;
-    ready ready_v1[];
+    judged record;
+    inserted record;
 BEGIN
     WITH seen AS MATERIALIZED (
         SELECT i.queue, i.n, row_number() OVER (ORDER BY i.n) AS place,
@@ -65,10 +66,11 @@ BEGIN
             GROUP BY j.queue, j.unique_key HAVING count(*) > 1)
     );
     IF known THEN
-        SELECT judged.effect INTO effect FROM judge_v1(p_namespace, p_now, jobs, true) AS judged;
+        SELECT * INTO judged FROM judge_v1(p_namespace, p_now, jobs, true);
+        effect := judged.effect;
     ELSE
-        SELECT inserted.ready INTO ready FROM insert_v1(p_namespace, p_now, jobs, NULL) AS inserted;
-        effect.ready := ready;
+        SELECT * INTO inserted FROM insert_v1(p_namespace, p_now, jobs, NULL);
+        effect.ready := inserted.ready;
     END IF;
 END $$;
 
