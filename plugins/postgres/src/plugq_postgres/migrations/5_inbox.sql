@@ -17,61 +17,84 @@ END $$;
 CREATE FUNCTION move_in_v1(p_namespace integer, p_now double precision, p_queues integer[],
     OUT effect effect_v1, OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
-    taken inbox[];
+    tids tid[];
+    waiting inbox[];
     jobs new_job_v1[];
-    known boolean;
-    judged record;
-    inserted record;
+    -- Which of them something stands against, by their places, and how many may be moved in.
+    doubtful integer[];
+    total integer;
+    place integer := 1;
+    last integer;
+    i integer := 1;
+    step record;
 BEGIN
     WITH seen AS MATERIALIZED (
-        SELECT i.queue, i.n, row_number() OVER (ORDER BY i.n) AS place,
+        SELECT i.tid, i.whole, row_number() OVER (ORDER BY i.n) AS n,
             sum(i.size) OVER (ORDER BY i.n) - i.size AS before
         FROM queue q CROSS JOIN LATERAL (
-            SELECT inbox.queue, inbox.n, octet_length(inbox.body) AS size FROM inbox
-            WHERE inbox.namespace = p_namespace AND inbox.queue = q.name
+            SELECT inbox.ctid AS tid, inbox AS whole, inbox.n, octet_length(inbox.body) AS size
+            FROM inbox WHERE inbox.namespace = p_namespace AND inbox.queue = q.name
             ORDER BY inbox.n LIMIT 10001
         ) i WHERE q.id = ANY (p_queues)
-    ), first AS MATERIALIZED (
-        SELECT queue, n FROM seen WHERE place <= 10000 AND before < 16777216
-    ), gone AS (
-        DELETE FROM inbox USING first WHERE inbox.namespace = p_namespace
-            AND inbox.queue = first.queue AND inbox.n = first.n RETURNING inbox.*
     )
-    SELECT (SELECT array_agg(ROW (g.*)::inbox) FROM gone g),
-        (SELECT count(*) FROM seen) > (SELECT count(*) FROM first) INTO taken, more;
-    IF taken IS NULL THEN
+    SELECT array_agg(s.tid ORDER BY s.n), array_agg(s.whole ORDER BY s.n),
+        count(*) < (SELECT count(*) FROM seen)
+    INTO tids, waiting, more FROM seen s WHERE s.n <= 10000 AND s.before < 16777216;
+    IF tids IS NULL THEN
         RETURN;
     END IF;
-    PERFORM name_tasks_v1(ARRAY(SELECT DISTINCT i.task FROM unnest(taken) AS i));
-    SELECT array_agg(ROW (q.id, t.id, i.id, i.submission, i.body, i.priority, i.delay, i.run_at,
-            i.deadline_in, i.deadline_at, i.max_attempts, i.lane, i.batch, i.unique_mode,
-            i.unique_ttl, i.unique_key, i.result_ttl, i.failure_ttl, i.id_ttl, NULL, i.origin,
-            least(i.submitted_at, p_now), NULL)::new_job_v1 ORDER BY i.n)
-    INTO jobs FROM unnest(taken) AS i JOIN task t ON t.name = i.task
-        JOIN queue q ON q.namespace = p_namespace AND q.name = i.queue;
-    UPDATE queue SET said = true, now = greatest(queue.now, p_now)
-    WHERE queue.id IN (SELECT j.queue FROM unnest(jobs) AS j)
-        AND (NOT queue.said OR queue.now < p_now);
-    known := EXISTS (
-        SELECT 1 FROM unnest(jobs) AS j JOIN job ON job.queue = j.queue AND job.id = j.id
-        UNION ALL
-        SELECT 1 FROM unnest(jobs) AS j JOIN done ON done.queue = j.queue AND done.id = j.id
-        UNION ALL
-        SELECT 1 FROM unnest(jobs) AS j JOIN unique_key u
-            ON u.queue = j.queue AND u.key = j.unique_key AND (u.until IS NULL OR u.until > p_now)
-        UNION ALL
-        (SELECT 1 FROM unnest(jobs) AS j GROUP BY j.queue, j.id HAVING count(*) > 1)
-        UNION ALL
-        (SELECT 1 FROM unnest(jobs) AS j WHERE j.unique_key IS NOT NULL
-            GROUP BY j.queue, j.unique_key HAVING count(*) > 1)
+    PERFORM name_tasks_v1(ARRAY(SELECT DISTINCT w.task FROM unnest(waiting) AS w));
+    SELECT array_agg(ROW (q.id, t.id, w.id, w.submission, w.body, w.priority, w.delay, w.run_at,
+            w.deadline_in, w.deadline_at, w.max_attempts, w.lane, w.batch, w.unique_mode,
+            w.unique_ttl, w.unique_key, w.result_ttl, w.failure_ttl, w.id_ttl, NULL, w.origin,
+            least(w.submitted_at, p_now), NULL)::new_job_v1 ORDER BY w.n)
+    INTO jobs FROM unnest(waiting) AS w JOIN task t ON t.name = w.task
+        JOIN queue q ON q.namespace = p_namespace AND q.name = w.queue;
+    doubtful := ARRAY(
+        SELECT DISTINCT s.n::integer FROM (
+            SELECT j.*, row_number() OVER (PARTITION BY j.queue, j.id ORDER BY j.n) AS of_id,
+                row_number() OVER (PARTITION BY j.queue, j.unique_key ORDER BY j.n) AS of_key
+            FROM (
+                SELECT u.queue, u.id, u.unique_key, row_number() OVER () AS n
+                FROM unnest(jobs) AS u
+            ) j
+        ) s
+        WHERE s.of_id > 1 OR s.unique_key IS NOT NULL AND s.of_key > 1
+            OR EXISTS (SELECT 1 FROM job WHERE job.queue = s.queue AND job.id = s.id)
+            OR EXISTS (SELECT 1 FROM done WHERE done.queue = s.queue AND done.id = s.id)
+            OR s.unique_key IS NOT NULL AND EXISTS (SELECT 1 FROM unique_key u
+                WHERE u.queue = s.queue AND u.key = s.unique_key
+                    AND (u.until IS NULL OR u.until > p_now))
+        ORDER BY 1
     );
-    IF known THEN
-        SELECT * INTO judged FROM judge_v1(p_namespace, p_now, jobs, true);
-        effect := judged.effect;
-    ELSE
-        SELECT * INTO inserted FROM insert_v1(p_namespace, p_now, jobs, NULL);
-        effect.ready := inserted.ready;
+    total := cardinality(jobs);
+    IF cardinality(doubtful) > 250 THEN
+        total := doubtful[251] - 1;
+        more := true;
     END IF;
+    -- Nobody else deletes these rows, and nobody changes them.
+    DELETE FROM inbox WHERE ctid = ANY (tids[:total]);
+    UPDATE queue SET said = true, now = greatest(queue.now, p_now)
+    WHERE queue.id IN (SELECT u.queue FROM unnest(jobs[:total]) AS u)
+        AND (NOT queue.said OR queue.now < p_now);
+    WHILE place <= total LOOP
+        IF place = doubtful[i] THEN
+            last := place;
+            WHILE doubtful[i + 1] = last + 1 AND last < total LOOP
+                i := i + 1;
+                last := last + 1;
+            END LOOP;
+            i := i + 1;
+            SELECT * INTO step FROM judge_v1(p_namespace, p_now, jobs[place:last], true);
+            effect.ready := effect.ready || (step.effect).ready;
+            effect.letters := effect.letters || (step.effect).letters;
+        ELSE
+            last := least(total, doubtful[i] - 1);
+            SELECT * INTO step FROM insert_v1(p_namespace, p_now, jobs[place:last], NULL);
+            effect.ready := effect.ready || step.ready;
+        END IF;
+        place := last + 1;
+    END LOOP;
 END $$;
 
 -- Move in what is committed for these queues, for all of the namespace where none are named, and
@@ -148,19 +171,18 @@ BEGIN
             LEFT JOIN queue q ON q.namespace = p_namespace AND q.name = s.queue ORDER BY s.n
     );
     IF p_plain THEN
+        -- The limit has each id looked up, whatever the planner believes of tables that grow.
         PERFORM 1 FROM queue q WHERE q.id = ANY (numbers)
             AND (q.draining OR q.max_length IS NOT NULL)
         UNION ALL
-        SELECT 1 FROM unnest(numbers, p_ids) AS s (queue, id)
-            JOIN job ON job.queue = s.queue AND job.id = s.id
-        UNION ALL
-        SELECT 1 FROM unnest(numbers, p_ids) AS s (queue, id)
-            JOIN done ON done.queue = s.queue AND done.id = s.id
-        UNION ALL
-        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id)
-            JOIN inbox ON inbox.namespace = p_namespace AND inbox.queue = s.queue
-                AND inbox.id = s.id
-        WHERE looks;
+        SELECT 1 FROM unnest(numbers, p_queues, p_ids) AS s (number, queue, id) CROSS JOIN LATERAL (
+            (SELECT 1 FROM job WHERE job.queue = s.number AND job.id = s.id LIMIT 1)
+            UNION ALL
+            (SELECT 1 FROM done WHERE done.queue = s.number AND done.id = s.id LIMIT 1)
+            UNION ALL
+            (SELECT 1 FROM inbox WHERE looks AND inbox.namespace = p_namespace
+                AND inbox.queue = s.queue AND inbox.id = s.id LIMIT 1)
+        ) stored;
     END IF;
     IF NOT p_plain OR FOUND THEN
         SELECT * INTO judged FROM foresee_v1(p_namespace, now, looks, numbers, p_same_ids,
