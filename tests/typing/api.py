@@ -49,6 +49,7 @@ async def requests(client: plugq.Client) -> None:
     assert_type(await client.call(charge.job("a", cents=3), timeout=5), float)
     handles = await client.submit_many([bare.job("a"), bare.job("b")], batch="news")
     assert_type(handles, list[plugq.JobHandle[str]])
+    assert_type(await client.submit(request, connection=object()), plugq.JobHandle[int])
     assert_type(await client.get("id"), plugq.Job)
     assert_type((await client.workers())[0].last_seen, datetime)
     assert_type(plugq.job("by.name", 1, q=2).task_name, str)

@@ -4,16 +4,85 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
+import aiosqlite
+import sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
 from plugq.protocols import PluginContext, Storage
-from plugq.testing import StorageContract
+from plugq.protocols.transactions import TransactionalStorage
+from plugq.testing import StorageContract, UserTransaction
 from plugq.testing.contract.outage import Outages
 from plugq_sqlite import SqliteOptions, SqliteStorage
 
-STORAGE: type[Storage] = SqliteStorage
+STORAGE: type[TransactionalStorage] = SqliteStorage
+
+
+@asynccontextmanager
+async def plain(path: Path) -> AsyncIterator[UserTransaction]:
+    with closing(sqlite3.connect(path)) as db:
+        yield UserTransaction(db, _later(db.commit), _later(db.rollback))
+
+
+@asynccontextmanager
+async def explicit(path: Path) -> AsyncIterator[UserTransaction]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN")
+        db.row_factory = sqlite3.Row
+        db.text_factory = bytes
+        yield UserTransaction(db, _later(db.commit), _later(db.rollback))
+
+
+@asynccontextmanager
+async def asynchronous(path: Path) -> AsyncIterator[UserTransaction]:
+    async with aiosqlite.connect(path, isolation_level=None) as db:
+        await db.execute("BEGIN IMMEDIATE")
+        yield UserTransaction(db, db.commit, db.rollback)
+
+
+@asynccontextmanager
+async def core(path: Path) -> AsyncIterator[UserTransaction]:
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    with engine.connect() as db:
+        yield UserTransaction(db, _later(db.commit), _later(db.rollback))
+
+
+@asynccontextmanager
+async def orm(path: Path) -> AsyncIterator[UserTransaction]:
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    with Session(engine) as session:
+        yield UserTransaction(session, _later(session.commit), _later(session.rollback))
+
+
+@asynccontextmanager
+async def async_core(path: Path) -> AsyncIterator[UserTransaction]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=NullPool)
+    async with engine.connect() as db:
+        yield UserTransaction(db, db.commit, db.rollback)
+
+
+@asynccontextmanager
+async def async_orm(path: Path) -> AsyncIterator[UserTransaction]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=NullPool)
+    async with AsyncSession(engine) as session:
+        yield UserTransaction(session, session.commit, session.rollback)
+
+
+KINDS = (plain, explicit, asynchronous, core, orm, async_core, async_orm)
+
+
+def _later(end: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        end()
+
+    return run
 
 
 class Steps:
@@ -35,6 +104,7 @@ class Steps:
 class TestSqlite(StorageContract):
     steps: ClassVar[weakref.WeakKeyDictionary[Storage, Steps]] = weakref.WeakKeyDictionary()
     growth: ClassVar[float] = 1.02
+    writers_wait: ClassVar[bool] = True
 
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
@@ -54,6 +124,11 @@ class TestSqlite(StorageContract):
             yield
         finally:
             away.rename(folder)
+
+    def transactions(
+        self, context: PluginContext
+    ) -> Sequence[Callable[[], AbstractAsyncContextManager[UserTransaction]]]:
+        return [partial(kind, context.base_dir / "jobs.db") for kind in KINDS]
 
     async def work(self, storage: Storage) -> int:
         steps = self.steps.get(storage)

@@ -22,13 +22,14 @@ PAGE = ROOT / "docs" / "conformance.md"
 #: What proves parts of the contract for which the storage in memory is too little.
 ELSEWHERE = {
     "processes": ROOT / "plugins" / "sqlite" / "tests" / "test_broken.py",
+    "lost_transactions": ROOT / "plugins" / "sqlite" / "tests" / "test_broken_transactions.py",
     "crashes": ROOT / "tests" / "faults" / "test_broken_crashes.py",
 }
 BEGIN, END = "<!-- tables: nox -s tables -->", "<!-- end of tables -->"
 #: Where the tables of a module come in, the others come behind them by name.
 ORDER = (
-    *("storage", "limiter", "serde", "capabilities", "concurrency", "processes", "crashes"),
-    *("cost", "model"),
+    *("storage", "limiter", "serde", "capabilities", "transactions", "lost_transactions"),
+    *("concurrency", "processes", "crashes", "cost", "model"),
 )
 _PROMISE = re.compile(r"I\d+")
 

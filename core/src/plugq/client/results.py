@@ -36,8 +36,8 @@ def own_record(handle: JobHandle[Any], record: JobRecord | None) -> JobRecord:
     """
     if record is None:
         raise JobNotFound(
-            f"no job {handle.id!r} in queue {handle.queue!r}; it never was there, its "
-            "retention has passed, or it was purged",
+            f"no job {handle.id!r} in queue {handle.queue!r}; it never was there or is not "
+            "committed, its retention has passed, or it was purged",
             queue=handle.queue,
             id=handle.id,
         )

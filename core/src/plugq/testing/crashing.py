@@ -42,7 +42,11 @@ class Opened:
 
     api_version = 1
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.DURABLE, Capability.SHARED_PROCESSES}
+        {
+            Capability.DURABLE,
+            Capability.SHARED_PROCESSES,
+            Capability.TRANSACTIONAL_SUBMIT,
+        }
     )
 
     def __init__(self, contract: Contract, context: PluginContext) -> None:

@@ -6,6 +6,7 @@ from plugq.testing.contract.batches import Batches
 from plugq.testing.contract.budgets import Budgets
 from plugq.testing.contract.capabilities import Capabilities
 from plugq.testing.contract.clocks import Clocks
+from plugq.testing.contract.commits import Commits, LostTransactions
 from plugq.testing.contract.cost import Cost
 from plugq.testing.contract.crashes import Crashes
 from plugq.testing.contract.crowds import Crowds
@@ -40,6 +41,7 @@ from plugq.testing.contract.signals import Signals
 from plugq.testing.contract.steering import Steering
 from plugq.testing.contract.submission import Submission
 from plugq.testing.contract.table import Table
+from plugq.testing.contract.transacted import Transacted
 from plugq.testing.contract.transactions import Transactions
 from plugq.testing.contract.unique import Unique
 from plugq.testing.contract.windows import Windows
@@ -86,6 +88,9 @@ class StorageContract(
     Hostile,
     Capabilities,
     Transactions,
+    Transacted,
+    Commits,
+    LostTransactions,
     Crashes,
     Cost,
     Histories,

@@ -278,6 +278,12 @@ _SECOND = (
     """,
 )
 
+#: Every table of ours.
+TABLES = (
+    *("meta", "namespace", "task", "queue", "tally", "job", "body", "failure", "lane"),
+    *("unique_key", "worker", "peer", "idle", "register", "budget", "batch", "listener"),
+)
+
 #: One entry a version; ``PRAGMA user_version`` counts those that a file has had.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
 

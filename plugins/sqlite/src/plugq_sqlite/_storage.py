@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiosqlite
 
 from plugq.clock import SystemClock
-from plugq.errors import Unavailable
+from plugq.errors import PlugqError, Unavailable
 from plugq.lifecycle import Lifecycle
 from plugq.protocols import checks
 from plugq.protocols.plugin import API_VERSION, Capability
@@ -28,6 +29,7 @@ from plugq_sqlite._settle import settle
 from plugq_sqlite._signals import SUPPORTED, Watch
 from plugq_sqlite._submit import submit
 from plugq_sqlite._sweep import sweep
+from plugq_sqlite._within import Home, submit_within
 from plugq_sqlite._writer import Writer, WriterOptions
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class SqliteStorage(Lifecycle):
     api_version: ClassVar[int] = API_VERSION
     Options: ClassVar[type[msgspec.Struct]] = SqliteOptions
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.DURABLE, Capability.SHARED_PROCESSES}
+        {Capability.DURABLE, Capability.SHARED_PROCESSES, Capability.TRANSACTIONAL_SUBMIT}
         | ({Capability.PUSH_WAKEUPS} if SUPPORTED else set()),
     )
 
@@ -96,6 +98,9 @@ class SqliteStorage(Lifecycle):
         self._closing: asyncio.Future[None] | None = None
         self._watches: set[Watch] = set()
         self._listeners: set[Listener] = set()
+        #: The queues of jobs that were submitted in transactions of the user's, once for each.
+        self._committing: deque[str] = deque()
+        self._waking: asyncio.Task[None] | None = None
 
     async def _start(self) -> None:
         self._writer = Writer(self._writer_options)
@@ -124,6 +129,8 @@ class SqliteStorage(Lifecycle):
         for listener in list(self._listeners):
             await listener.aclose()
         await self._writer.stop()
+        if self._waking is not None:
+            await asyncio.gather(self._waking, return_exceptions=True)
         reader, self._reader = self._reader, None
         if reader is not None:
             self._closing = asyncio.ensure_future(reader.close())
@@ -146,6 +153,46 @@ class SqliteStorage(Lifecycle):
         checks.check_submit(jobs)
         size = sum(len(job.body) for job in jobs)
         return await self._writer.call(partial(submit, jobs=jobs), len(jobs), size)
+
+    async def submit_within(
+        self, connection: object, jobs: Sequence[NewJob]
+    ) -> Sequence[SubmitReply]:
+        """Store jobs in the transaction that has begun on a connection to the same file.
+
+        Everybody else who writes waits until that transaction has ended.
+        """
+        checks.check_submit(jobs)
+        if self._reader is None:
+            raise _not_started()
+        home = Home(
+            path=self._path, namespace=self._writer_options.namespace, time=self._writer.now(0.0)
+        )
+        replies = await submit_within(connection, home, jobs)
+        self._committing.extend(job.queue for job in jobs)
+        if self._waking is None:
+            self._waking = asyncio.create_task(self._wake_after_commit())
+        return replies
+
+    async def _wake_after_commit(self) -> None:
+        """Wake idle peers as soon as this storage can write again: then the transaction has ended.
+
+        Of one that is open for longer than a write waits the jobs are noticed by the next sweep.
+        """
+        try:
+            while self._committing:
+                await self._writer.call(self._wake_idle)
+        except PlugqError as error:
+            self._committing.clear()
+            self._logger.debug("idle peers are woken by the next sweep: %s", error)
+        finally:
+            self._waking = None
+
+    def _wake_idle(self, tx: Transaction) -> None:
+        while self._committing:
+            queue = tx.queue(self._committing.popleft())
+            if queue is not None:
+                tx.opened(queue.id, 1)
+        tx.end_call()
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs; an id that exists is left alone."""

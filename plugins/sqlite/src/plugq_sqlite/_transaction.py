@@ -411,6 +411,10 @@ class Transaction:
         )
         self._read_listeners()
 
+    def wake_nobody(self) -> None:
+        """Leave everybody idle who is, whatever becomes claimable."""
+        self._anyone_idle = False
+
     def wake_instead(self, queue: str) -> None:
         """Wake one peer, since the one that was woken for this queue is gone."""
         if self._idle_exists():

@@ -21,9 +21,11 @@ from plugq.builtin.memory import MemoryOptions, MemoryStorage
 from plugq.builtin.memory_jobs import JobTable
 from plugq.builtin.memory_signals import SignalBoard
 from plugq.errors import InvalidJob
-from plugq.job import AttemptRecord, JobRecord, JobState
+from plugq.job import AttemptRecord, JobRecord, JobRef, JobState
 from plugq.protocols import (
     Capability,
+    ClaimReply,
+    ClaimRequest,
     NewJob,
     PluginContext,
     QueueSettings,
@@ -33,7 +35,10 @@ from plugq.protocols import (
 )
 from plugq.protocols.checks import check_submit
 from plugq.testing import MissingCapability, StorageContract, UserTransaction
+from plugq.testing.contract.commits import Commits
+from plugq.testing.contract.transacted import Transacted
 from plugq.testing.contract.transactions import Transactions
+from plugq.testing.requirements import required_by
 
 replace = msgspec.structs.replace
 
@@ -104,6 +109,7 @@ class Transactional(MemoryStorage):
                 queue.settings, queue.draining = limits
                 if reply.id != job.id:
                     memory_submit.restore(self._jobs, _skipped(job, reply.id, now), now)
+                    self._signals.finished(job.origin, JobRef(job.queue, job.id))
             self._signals.flush()
 
 
@@ -116,6 +122,7 @@ def _skipped(job: NewJob, holder: str, now: float) -> JobRecord:
         id=job.id,
         task=job.task,
         submission=job.submission,
+        batch=job.batch,
         state=JobState.SKIPPED,
         sequence=0,
         submitted_at=now,
@@ -260,6 +267,20 @@ class RemembersWhatWasRolledBack(Transactional):
         return await super().submit(jobs)
 
 
+class DropsWhatItReplaces(Transactional):
+    """A cancelled job makes room for the next one of its id before that has committed."""
+
+    async def submit_within(
+        self, connection: object, jobs: Sequence[NewJob]
+    ) -> Sequence[SubmitReply]:
+        replies = await super().submit_within(connection, jobs)
+        for job in jobs:
+            record = self._jobs.find(job.queue, job.id)
+            if record is not None and record.state is JobState.CANCELLED:
+                self._jobs.remove(record)
+        return replies
+
+
 class CountsBeforeTheCommit(Transactional):
     """The queue of a job is listed from its submission on."""
 
@@ -336,6 +357,62 @@ class ForgetsWhoIsIdle(Transactional):
         return await super().submit_within(connection, jobs)
 
 
+class StopsOthers(Transactional):
+    """Who claims waits until no transaction is open any more."""
+
+    def __init__(self, options: MemoryOptions, context: PluginContext) -> None:
+        super().__init__(options, context)
+        self._free = asyncio.Event()
+        self._free.set()
+
+    async def submit_within(
+        self, connection: object, jobs: Sequence[NewJob]
+    ) -> Sequence[SubmitReply]:
+        self._free.clear()
+        return await super().submit_within(connection, jobs)
+
+    def enter(self, jobs: Sequence[NewJob]) -> None:
+        super().enter(jobs)
+        self._free.set()
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        await self._free.wait()
+        return await super().claim(request)
+
+
+class StoresWhoCameLast(Transactional):
+    """Of two transactions with one id the second has its job stored, too, under another id."""
+
+    def enter(self, jobs: Sequence[NewJob]) -> None:
+        for job in jobs:
+            taken = self._jobs.find(job.queue, job.id) is not None
+            super().enter([replace(job, id=f"{job.id}-2") if taken else job])
+
+
+class DropsWhoCameLast(Transactional):
+    """A job that finds its unique key held at the commit is gone without a word."""
+
+    def enter(self, jobs: Sequence[NewJob]) -> None:
+        memory_submit.submit(self._jobs, jobs, self._now())
+
+
+class RunsBothOfAKey(Transactional):
+    """A unique key is not looked at any more at the commit."""
+
+    def enter(self, jobs: Sequence[NewJob]) -> None:
+        super().enter([replace(job, unique=None) for job in jobs])
+
+
+class RefusesAtTheCommit(Transactional):
+    """What was accepted finds no place any more in a queue that has filled up."""
+
+    def enter(self, jobs: Sequence[NewJob]) -> None:
+        for job in jobs:
+            queue = self._jobs.queue(job.queue)
+            if not queue.draining and queue.max_length is None:
+                super().enter([job])
+
+
 class HasNoVerb(MemoryStorage):
     """Says that it takes part in a transaction, and has no verb for it."""
 
@@ -391,6 +468,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "a_unique_key_is_judged_in_the_transaction",
     ),
     RemembersWhatWasRolledBack: ("a_transaction_that_is_rolled_back_leaves_nothing",),
+    DropsWhatItReplaces: ("a_rollback_brings_back_what_was_replaced",),
     CountsBeforeTheCommit: ("nobody_sees_a_job_before_the_commit",),
     KnowsNoFullQueue: ("a_queue_that_takes_nothing_takes_nothing_in_a_transaction",),
     StartsThePaused: ("a_job_of_a_transaction_waits_in_a_paused_queue",),
@@ -400,6 +478,11 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "without_a_transaction_nothing_is_stored",
     ),
     StoresElsewhere: ("a_job_goes_only_to_the_store_that_is_asked",),
+    StopsOthers: ("an_open_transaction_stops_no_other_where_it_need_not",),
+    StoresWhoCameLast: ("an_id_in_two_open_transactions_is_one_job",),
+    DropsWhoCameLast: ("a_unique_key_in_two_open_transactions_is_held_by_one",),
+    RunsBothOfAKey: ("a_unique_key_in_two_open_transactions_is_held_by_one",),
+    RefusesAtTheCommit: ("what_was_accepted_finds_its_place_after_the_commit",),
     ForgetsWhoIsIdle: ("who_is_idle_is_woken_by_the_next_sweep_after_the_commit",),
 }
 
@@ -439,6 +522,12 @@ class Subject(StorageContract):
         return [deal]
 
 
+class SaysThatAllWait(Subject):
+    """Says that all who write wait for an open transaction, and they do not."""
+
+    writers_wait: ClassVar[bool] = True
+
+
 class WithoutTheHook(Subject):
     """Declares the capability and does not say how a transaction begins."""
 
@@ -463,8 +552,13 @@ CASES = [
     for broken, names in CAUGHT_BY.items()
     for name in names
 ]
+#: What one process can try; for the rest there are storages below plugins/sqlite.
 TESTS = sorted(
-    name.removeprefix("test_") for name in vars(Transactions) if name.startswith("test_")
+    name.removeprefix("test_")
+    for part in (Transactions, Transacted, Commits)
+    for name in vars(part)
+    if name.startswith("test_")
+    and not required_by(vars(part)[name]) & {Capability.SHARED_PROCESSES}
 )
 
 
@@ -493,7 +587,11 @@ def test_without_the_hook_a_declaration_fails(name: str) -> None:
     assert isinstance(error, MissingCapability) or "hook transactions()" in str(error)
 
 
+def test_a_false_word_of_waiting_is_caught() -> None:
+    name = "an_open_transaction_stops_no_other_where_it_need_not"
+    assert "do not wait" in str(run(SaysThatAllWait(Transactional), name))
+
+
 def test_every_test_of_transactions_has_caught_something() -> None:
     caught = {name for names in CAUGHT_BY.values() for name in names}
-    # Of these the storages below plugins/sqlite are caught.
     assert set(TESTS) - caught == set()
