@@ -10,8 +10,9 @@ from typing import Any
 
 import asyncpg
 import psycopg
+import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -19,6 +20,9 @@ from plugq.protocols import PluginContext, Storage
 from plugq.protocols.transactions import TransactionalStorage
 from plugq.testing import StorageContract, UserTransaction
 from plugq_postgres import PostgresOptions, PostgresStorage
+
+#: Some try each kind of connection, each with processes of its own.
+pytestmark = pytest.mark.timeout(300)
 
 Begin = Callable[[str], AbstractAsyncContextManager[UserTransaction]]
 
@@ -94,20 +98,6 @@ async def asyncpg_connection(url: str) -> AsyncIterator[UserTransaction]:
 
 
 @asynccontextmanager
-async def asyncpg_pool(url: str) -> AsyncIterator[UserTransaction]:
-    async with asyncpg.create_pool(url, min_size=0, max_size=1) as pool:
-        db = await pool.acquire()
-        transaction = db.transaction()
-        await transaction.start()
-        try:
-            yield UserTransaction(db, transaction.commit, transaction.rollback)
-        finally:
-            if db.is_in_transaction():
-                await transaction.rollback()
-            await pool.release(db)
-
-
-@asynccontextmanager
 async def psycopg_async(url: str) -> AsyncIterator[UserTransaction]:
     db = await psycopg.AsyncConnection.connect(url)
     try:
@@ -125,39 +115,12 @@ async def psycopg_sync(url: str) -> AsyncIterator[UserTransaction]:
         db.close()
 
 
-def alchemy_async(driver: str) -> Begin:
-    @asynccontextmanager
-    async def begin(url: str) -> AsyncIterator[UserTransaction]:
-        engine = create_async_engine(_url(url, driver), poolclass=NullPool)
-        async with engine.connect() as db:
-            yield UserTransaction(db, db.commit, db.rollback)
-        await engine.dispose()
-
-    begin.__name__ = f"alchemy_async({driver})"
-    return begin
-
-
-def alchemy_async_session(driver: str) -> Begin:
-    @asynccontextmanager
-    async def begin(url: str) -> AsyncIterator[UserTransaction]:
-        engine = create_async_engine(_url(url, driver), poolclass=NullPool)
-        async with AsyncSession(engine) as session:
-            yield UserTransaction(session, session.commit, session.rollback)
-        await engine.dispose()
-
-    begin.__name__ = f"alchemy_async_session({driver})"
-    return begin
-
-
 @asynccontextmanager
-async def alchemy(url: str) -> AsyncIterator[UserTransaction]:
-    engine = create_engine(_url(url, "psycopg"), poolclass=NullPool)
-    db = await asyncio.to_thread(engine.connect)
-    try:
-        yield UserTransaction(db, _awaited(db.commit), _awaited(db.rollback))
-    finally:
-        db.close()
-        engine.dispose()
+async def alchemy_async(url: str) -> AsyncIterator[UserTransaction]:
+    engine = create_async_engine(_url(url, "asyncpg"), poolclass=NullPool)
+    async with engine.connect() as db:
+        yield UserTransaction(db, db.commit, db.rollback)
+    await engine.dispose()
 
 
 @asynccontextmanager
@@ -179,16 +142,11 @@ def _url(url: str, driver: str) -> str:
     return url.replace("postgresql://", f"postgresql+{driver}://", 1)
 
 
-#: One of each kind that the storage supports.
+#: Every driver, by itself and below SQLAlchemy; test_transactions.py has what else they offer.
 KINDS: tuple[Begin, ...] = (
     asyncpg_connection,
-    asyncpg_pool,
     psycopg_async,
     psycopg_sync,
-    alchemy_async("asyncpg"),
-    alchemy_async("psycopg"),
-    alchemy_async_session("asyncpg"),
-    alchemy_async_session("psycopg"),
-    alchemy,
+    alchemy_async,
     alchemy_session,
 )

@@ -171,15 +171,23 @@ async def _alchemy_async_session(session: Any) -> Driver:
 async def _alchemy(connection: Any) -> Driver:
     if connection.closed:
         raise Unusable(_CLOSED)
-    if connection.dialect.is_async:
-        message = "SQLAlchemy drives it by asyncio; pass the AsyncConnection or AsyncSession itself"
-        raise Unusable(message)
+    _check_sync(connection)
     raw = await _in_thread(lambda: connection.connection)
     return _checked_alchemy(connection, raw, waits=True)
 
 
 async def _alchemy_session(session: Any) -> Driver:
-    return await _alchemy(await _opened(_in_thread(session.connection)))
+    def open_() -> Any:
+        _check_sync(session.get_bind())
+        return session.connection()
+
+    return await _alchemy(await _opened(_in_thread(open_)))
+
+
+def _check_sync(bind: Any) -> None:
+    if bind.dialect.is_async:
+        message = "SQLAlchemy drives it by asyncio; pass the AsyncConnection or AsyncSession itself"
+        raise Unusable(message)
 
 
 def _checked_alchemy(connection: Any, raw: Any, *, waits: bool) -> Driver:
@@ -200,6 +208,8 @@ async def _opened(opening: Awaitable[T]) -> T:
     """Wait for the connection of a session, which tells by its own errors why there is none."""
     try:
         return await opening
+    except Unusable:
+        raise
     except Exception as error:
         if getattr(error, "orig", None) is not None:
             raise

@@ -3,7 +3,7 @@
 CREATE FUNCTION skip_v1(p_namespace integer, p_now double precision, p_seqs bigint[],
     p_holder bytea) RETURNS effect_v1 LANGUAGE plpgsql AS $$
 DECLARE
-    message bytea := 'its unique key is held by job '::bytea || p_holder;
+    message bytea := 'its unique key is held by job '''::bytea || p_holder || '''';
 BEGIN
     RETURN finish_v1(p_namespace, p_now, p_seqs, same_v1(6, p_seqs), ARRAY['duplicate'::bytea],
         NULL, ARRAY['\x9400a9'::bytea || 'duplicate' || '\xa9' || 'Duplicate' || '\xdb'
