@@ -163,6 +163,16 @@ def test_options_of_a_configuration(shop: Shell) -> None:
     refused(shop, "uses 'sqlite', not 'memory'", "memory", "-c", "plugq.toml")
 
 
+def test_what_only_the_author_can_try_is_said_not_to_be_tried(shop: Shell) -> None:
+    run = shop.run("conformance", "sqlite", "--json", "-k", "transaction_of or a_skip_is_final")
+    assert run.returncode == 0, run.stdout
+    report = json.loads(run.stdout)
+    assert report["capabilities"]["transactional_submit"] == "declared and not tried"
+    reasons = {test["name"]: test["reason"] for test in report["tests"]}
+    name = "test_a_job_is_submitted_in_a_transaction_of_the_user"
+    assert "the hook transactions() is not written" in reasons[name]
+
+
 def test_a_broken_storage_is_told_of_in_lines(shell: Shell) -> None:
     shell.write("broken.py", BROKEN)
     run = shell.run("conformance", "broken:Forgetful", "-k", "a_skip_is_final or empty_call")

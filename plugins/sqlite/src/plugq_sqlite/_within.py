@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import aiosqlite
 
-from plugq.errors import InvalidJob, PlugqError, Unavailable
+from plugq.errors import InvalidJob, OutcomeUnknown, PlugqError, Unavailable
 from plugq_sqlite._faults import BUSY, code_of, fault
 from plugq_sqlite._schema import TABLES
 from plugq_sqlite._submit import submit
@@ -95,26 +95,28 @@ async def submit_within(
     Raises:
         InvalidJob: the connection can not serve.
         Unavailable: the jobs are not in the transaction.
+        OutcomeUnknown: some may be, so that it has to be rolled back.
     """
     run = await _runner(connection)
     await run(partial(_check, home=home))
-    pause, left = _FIRST_PAUSE, await run(_patience)
+    time = asyncio.get_running_loop().time
+    pause, until = _FIRST_PAUSE, time() + await run(_patience)
     while not await run(partial(_lock, path=home.path)):
-        if left <= 0:
+        if time() >= until:
             raise Unavailable(
                 f"{home.path} is locked by another connection, and yours waits no longer (its "
                 "timeout); your transaction is as it was: try again, or roll it back"
             )
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
-        left -= pause
         pause = min(2 * pause, _LONGEST_PAUSE)
     return await run(partial(_submit, home=home, jobs=jobs))
 
 
 async def _runner(connection: object) -> _Run:
     """Return what runs a function of the driver's connection below what the user has."""
-    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in _bases(connection)}
     found: Any = connection
+    bases = type(connection).__mro__
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in bases}
     try:
         if names & {"sqlalchemy.scoped_session", "sqlalchemy.async_scoped_session"}:
             return await _runner(found())
@@ -132,10 +134,6 @@ async def _runner(connection: object) -> _Run:
         said = " ".join(str(error).split()) or type(error).__name__
         raise InvalidJob(f"connection: {type(connection).__name__}: {said}") from error
     return _driven(connection, connection)
-
-
-def _bases(connection: object) -> tuple[type, ...]:
-    return type(connection).__mro__
 
 
 def _driver(connection: Any) -> object:
@@ -249,14 +247,23 @@ def _submit(db: sqlite3.Connection, home: Home, jobs: Sequence[NewJob]) -> list[
             try:
                 replies = _store(cast("sqlite3.Connection", plain), home, jobs)
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    plain.execute("ROLLBACK TO plugq_submit")
-                    plain.execute("RELEASE plugq_submit")
+                _undo(db, plain)
                 raise
             plain.execute("RELEASE plugq_submit")
     except (sqlite3.Error, OverflowError, UnicodeError) as error:
         raise _failed(db, error, home.path) from error
     return replies
+
+
+def _undo(db: sqlite3.Connection, plain: _Plain) -> None:
+    """Take back what a call has done so far; SQLite may have rolled everything back already."""
+    try:
+        plain.execute("ROLLBACK TO plugq_submit")
+        plain.execute("RELEASE plugq_submit")
+    except sqlite3.Error as error:
+        if db.in_transaction:
+            message = f"a submission failed half way ({error}); roll your transaction back"
+            raise OutcomeUnknown(message) from error
 
 
 def _store(db: sqlite3.Connection, home: Home, jobs: Sequence[NewJob]) -> list[SubmitReply]:
