@@ -7,6 +7,7 @@ import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import asyncpg
@@ -79,6 +80,17 @@ async def _psycopg_sync(url: str) -> AsyncIterator[Began]:
         yield db, _awaited(db.commit), _awaited(db.rollback)
 
 
+@asynccontextmanager
+async def _psycopg2(url: str) -> AsyncIterator[Began]:
+    # It has no types of its own.
+    rows = import_module("psycopg2.extras").RealDictCursor
+    db = import_module("psycopg2").connect(url, cursor_factory=rows)
+    try:
+        yield db, _awaited(db.commit), _awaited(db.rollback)
+    finally:
+        db.close()
+
+
 def _alchemy_async(driver: str, *, session: bool) -> Callable[[str], Any]:
     @asynccontextmanager
     async def begin(url: str) -> AsyncIterator[Began]:
@@ -117,13 +129,14 @@ KINDS: dict[str, Callable[[str], Any]] = {
     "asyncpg pool": _asyncpg_pool,
     "psycopg async": _psycopg_async,
     "psycopg sync": _psycopg_sync,
+    "psycopg2": _psycopg2,
     **{
         f"sqlalchemy async {driver} {session}": _alchemy_async(driver, session=session)
         for driver, session in itertools.product(("asyncpg", "psycopg"), (False, True))
     },
     **{
-        f"sqlalchemy psycopg {session}": _alchemy("psycopg", session=session)
-        for session in (False, True)
+        f"sqlalchemy {driver} {session}": _alchemy(driver, session=session)
+        for driver, session in itertools.product(("psycopg", "psycopg2"), (False, True))
     },
 }
 
@@ -223,6 +236,9 @@ async def _broken(connection: Any) -> None:
     wrong = "SELECT 1 / 0"
 
     async def run() -> None:
+        if not hasattr(connection, "execute"):
+            connection.cursor().execute(wrong)
+            return
         found = connection.execute(text(wrong) if alchemy else wrong)
         if asyncio.iscoroutine(found):
             await found
