@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar
 
 import asyncpg
 import pytest
 
 from plugq.protocols import PluginContext, Storage
-from plugq.testing import StorageContract
+from plugq.testing import StorageContract, UserTransaction
 from plugq_postgres import PostgresOptions, PostgresStorage, migration_sql
+
+
+@asynccontextmanager
+async def _begin() -> AsyncIterator[UserTransaction]:
+    db = await asyncpg.connect(os.environ["PLUGQ_TEST_POSTGRES_URL"])
+    # Where a fault lets it wait for another one, that is seen soon.
+    await db.execute("SET lock_timeout = '1s'")
+    transaction = db.transaction()
+    try:
+        await transaction.start()
+        yield UserTransaction(db, transaction.commit, transaction.rollback)
+    finally:
+        await db.close()
 
 
 class Home(StorageContract):
@@ -34,6 +47,12 @@ class Home(StorageContract):
             yield storage
         finally:
             await storage.stop()
+
+    def transactions(
+        self, context: PluginContext
+    ) -> Sequence[Callable[[], AbstractAsyncContextManager[UserTransaction]]]:
+        del context
+        return [_begin]
 
 
 #: What is replaced by what, and the test that catches it.
@@ -67,6 +86,51 @@ FAULTS = {
         "IF p_limit > 0 AND repeated_v1(p_namespace, p_worker, p_number) THEN",
         "IF false THEN",
         "test_a_repeated_claim_omits_what_was_settled",
+    ),
+    "jobs are lost as they are moved in": (
+        "FROM insert_v1(p_namespace, p_now, jobs[place:last], NULL)",
+        "FROM insert_v1(p_namespace, p_now, jobs[place:place], NULL)",
+        "test_jobs_of_a_transaction_stand_in_their_order",
+    ),
+    "jobs are moved in twice": (
+        "DELETE FROM inbox WHERE ctid = ANY (tids[:total]);",
+        "",
+        "test_a_job_of_a_transaction_lives_like_any_other",
+    ),
+    "what is moved in takes a key that is held": (
+        "s.of_id > 1 OR s.unique_key IS NOT NULL AND s.of_key > 1",
+        "s.of_id > 1",
+        "test_a_unique_key_in_two_open_transactions_is_held_by_one",
+    ),
+    "what is moved in forgets its key": (
+        "FROM s WHERE unique_key IS NOT NULL AND holder IS NULL",
+        "FROM s WHERE unique_key IS NOT NULL AND at IS NULL",
+        "test_a_unique_key_is_judged_in_the_transaction",
+    ),
+    "only what was submitted last is moved in": (
+        "ORDER BY inbox.n LIMIT 10001",
+        "AND inbox.n >= (SELECT last_value FROM inbox_sequence) ORDER BY inbox.n LIMIT 10001",
+        "test_jobs_of_a_transaction_keep_their_lanes",
+    ),
+    "who looks does not move in": (
+        "            AND inbox.queue = ANY (p_queues)) THEN",
+        "            AND inbox.queue = ANY (p_queues)) AND false THEN",
+        "test_nobody_sees_a_job_before_the_commit",
+    ),
+    "a transaction does not see its own jobs": (
+        "looks boolean := current_setting('transaction_isolation') <> 'serializable';",
+        "looks boolean := false;",
+        "test_an_id_is_judged_in_the_transaction",
+    ),
+    "an id in the inbox makes others wait": (
+        "CREATE INDEX inbox_id ON inbox (namespace, queue, id);",
+        "CREATE UNIQUE INDEX inbox_id ON inbox (namespace, queue, id);",
+        "test_an_id_in_two_open_transactions_is_one_job",
+    ),
+    "a transaction locks its queues": (
+        "    IF p_plain THEN\n        -- The limit",
+        "    PERFORM FROM queue FOR UPDATE;\n    IF p_plain THEN\n        -- The limit",
+        "test_an_open_transaction_stops_no_other_where_it_need_not",
     ),
 }
 

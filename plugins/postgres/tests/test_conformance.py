@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import asyncpg
+import psycopg
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from plugq.protocols import PluginContext, Storage
-from plugq.testing import StorageContract
+from plugq.protocols.transactions import TransactionalStorage
+from plugq.testing import StorageContract, UserTransaction
 from plugq_postgres import PostgresOptions, PostgresStorage
 
-STORAGE: type[Storage] = PostgresStorage
+#: Some try each kind of connection, each with processes of its own.
+pytestmark = pytest.mark.timeout(300)
+
+Begin = Callable[[str], AbstractAsyncContextManager[UserTransaction]]
+
+STORAGE: type[TransactionalStorage] = PostgresStorage
 
 
 class TestPostgres(StorageContract):
@@ -34,6 +47,12 @@ class TestPostgres(StorageContract):
         finally:
             await storage.stop()
 
+    def transactions(
+        self, context: PluginContext
+    ) -> Sequence[Callable[[], AbstractAsyncContextManager[UserTransaction]]]:
+        del context
+        return [_begin(kind) for kind in KINDS]
+
     @asynccontextmanager
     async def outage(self, context: PluginContext) -> AsyncIterator[None]:
         """Let the server end every connection as soon as there is one."""
@@ -49,9 +68,85 @@ class TestPostgres(StorageContract):
             await db.close()
 
 
+def _begin(
+    kind: Begin,
+) -> Callable[[], AbstractAsyncContextManager[UserTransaction]]:
+    def begin() -> AbstractAsyncContextManager[UserTransaction]:
+        return kind(os.environ["PLUGQ_TEST_POSTGRES_URL"])
+
+    begin.__name__ = getattr(kind, "__name__", "")
+    return begin
+
+
 async def _end_connections(db: asyncpg.Connection) -> None:
     while True:
         await db.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND application_name = 'plugq'"
         )
+
+
+@asynccontextmanager
+async def asyncpg_connection(url: str) -> AsyncIterator[UserTransaction]:
+    db = await asyncpg.connect(url)
+    transaction = db.transaction()
+    try:
+        await transaction.start()
+        yield UserTransaction(db, transaction.commit, transaction.rollback)
+    finally:
+        await db.close()
+
+
+@asynccontextmanager
+async def psycopg_async(url: str) -> AsyncIterator[UserTransaction]:
+    db = await psycopg.AsyncConnection.connect(url)
+    try:
+        yield UserTransaction(db, db.commit, db.rollback)
+    finally:
+        await db.close()
+
+
+@asynccontextmanager
+async def psycopg_sync(url: str) -> AsyncIterator[UserTransaction]:
+    db: psycopg.Connection = await asyncio.to_thread(lambda: psycopg.connect(url))
+    try:
+        yield UserTransaction(db, _awaited(db.commit), _awaited(db.rollback))
+    finally:
+        db.close()
+
+
+@asynccontextmanager
+async def alchemy_async(url: str) -> AsyncIterator[UserTransaction]:
+    engine = create_async_engine(_url(url, "asyncpg"), poolclass=NullPool)
+    async with engine.connect() as db:
+        yield UserTransaction(db, db.commit, db.rollback)
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def alchemy_session(url: str) -> AsyncIterator[UserTransaction]:
+    engine = create_engine(_url(url, "psycopg"), poolclass=NullPool)
+    with Session(engine) as session:
+        yield UserTransaction(session, _awaited(session.commit), _awaited(session.rollback))
+    engine.dispose()
+
+
+def _awaited(call: Callable[[], Any]) -> Callable[[], Any]:
+    async def run() -> None:
+        await asyncio.to_thread(call)
+
+    return run
+
+
+def _url(url: str, driver: str) -> str:
+    return url.replace("postgresql://", f"postgresql+{driver}://", 1)
+
+
+#: Every driver, by itself and below SQLAlchemy; test_transactions.py has what else they offer.
+KINDS: tuple[Begin, ...] = (
+    asyncpg_connection,
+    psycopg_async,
+    psycopg_sync,
+    alchemy_async,
+    alchemy_session,
+)

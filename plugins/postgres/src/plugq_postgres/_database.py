@@ -74,6 +74,7 @@ class Database:
         #: How the server was configured at the start.
         self.found: Found | None = None
         self.schema = quoted(options.schema)
+        self.schema_name = options.schema
         self.namespace = 0
         self._namespace = ""
         #: Called when the store does not know numbers that it has given out.
@@ -85,7 +86,8 @@ class Database:
         #: The lock timeout as a setting of the server.
         self.wait = f"{max(1, round(lock * 1000))}ms"
         self._statement = f"{max(1, round(statement * 1000))}ms"
-        self._deadline = statement + lock
+        #: How long a call may take, in seconds.
+        self.deadline = statement + lock + 1
 
     @property
     def clock(self) -> float | None:
@@ -301,7 +303,7 @@ class Database:
         except Exception as error:  # noqa: BLE001 - the caller gets what it means
             raise fault(error, self.server) from None
         try:
-            async with asyncio.timeout(self._deadline + 1):
+            async with asyncio.timeout(self.deadline):
                 return await run(db)
         except AGAIN:
             raise

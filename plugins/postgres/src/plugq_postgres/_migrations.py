@@ -14,6 +14,9 @@ What lies in a schema, and by which rules:
 * A verb is one statement, which calls one function: the whole transaction is on the server, the
   lock is held for no round trip. Rare verbs, and claims of limited queues, whose decisions are
   made in Python, are several statements of one transaction.
+* ``inbox`` takes what users submit in transactions of their own, which hold no lock that anybody
+  waits for. Whoever next locks a queue moves in what has been committed for it, and judges it as
+  of then. Whoever only looks has that done first, by a call that locks the queue.
 * Reads take no lock, and see each job in exactly one of the two tables.
 * The time is the server's, but not before what any call on the namespace has seen, which the rows
   of queues keep; a clock that the storage was given stands in the server's place.
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     import asyncpg
 
 #: By version, from 1 on: the files that bring the schema there.
-_VERSIONS = (("1_tables.sql", "2_moves.sql", "3_verbs.sql", "4_reads.sql"),)
+_VERSIONS = (("1_tables.sql", "2_moves.sql", "3_verbs.sql", "4_reads.sql", "5_inbox.sql"),)
 #: What serialises those who migrate, whatever the schema; "plgq".
 _LOCK = 0x706C6771
 #: How long migrating waits for others, and how long one step of it may take.

@@ -70,6 +70,15 @@ def letters(peer: str, notices: Sequence[Notice]) -> list[str]:
     return [part for one in found for part in _sent(one)]
 
 
+def wake() -> list[bytes]:
+    """Return what stands before and behind the name of a peer in the letter that wakes it.
+
+    The server puts it together, with a name of the longest form, where it chooses the peer itself.
+    """
+    whole = _letter("", [Wake()])
+    return [whole[:2], whole[3:]]
+
+
 def _letter(peer: str, notices: list[_Notice]) -> bytes:
     return _encode(_Letter(_VERSION, peer, notices))
 

@@ -35,7 +35,7 @@ from plugq_postgres._rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from plugq.job import JobRef
     from plugq.protocols.storage import FindQuery
@@ -48,25 +48,43 @@ _MOST_CURSOR = 2**63
 
 
 class Reader:
-    """The verbs that change nothing; none of them takes a lock."""
+    """The verbs that change nothing; none of them takes a lock.
 
-    def __init__(self, database: Database, names: Names) -> None:
+    Where a user's transaction has committed jobs that nobody has moved in, that is done first.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        names: Names,
+        admit: Callable[[Collection[str] | None], Awaitable[None]],
+    ) -> None:
         self._database = database
         self._names = names
+        #: Moves in what users have committed, in these queues or in all.
+        self._admit = admit
 
     async def get(
         self, refs: Sequence[JobRef], *, body: bool, waiting: bool
     ) -> list[JobRecord | None]:
         """Return jobs with their results."""
         database = self._database
-        rows = await database.read(
-            f"SELECT * FROM {database.schema}.get_v1($1, $2, $3, $4, $5)",
-            database.namespace,
-            database.at,
-            [ref.queue.encode() for ref in refs],
-            [ref.id.encode() for ref in refs],
-            body,
-        )
+
+        async def read(*, look: bool) -> list[Any]:
+            return await database.read(
+                f"SELECT * FROM {database.schema}.get_v1($1, $2, $3, $4, $5, $6)",
+                database.namespace,
+                database.at,
+                [ref.queue.encode() for ref in refs],
+                [ref.id.encode() for ref in refs],
+                body,
+                look,
+            )
+
+        rows = await read(look=True)
+        if rows and rows[0]["n"] == 0:
+            await self._admit({ref.queue for ref in refs})
+            rows = await read(look=False)
         found: list[JobRecord | None] = [None] * len(refs)
         for row in rows:
             now = database.now(row["now"])
@@ -98,7 +116,14 @@ class Reader:
             f"SELECT count(*), min(place), {database.schema}.clock_v1($1, {clock}) "
             f"FROM ({self._both('place', ranged, str(EXAMINED))}) u"
         )
-        [(examined, lowest, seen)] = await database.read(bound, *values)
+        waits = f"EXISTS (SELECT 1 FROM {database.schema}.inbox WHERE namespace = $1"
+        if query.queue is not None:
+            waits += f" AND queue = {_value(values, query.queue.encode())}"
+        bound = f"SELECT *, {waits}) FROM ({bound}) b"
+        [(examined, lowest, seen, waiting)] = await database.read(bound, *values)
+        if waiting:
+            await self._admit(None if query.queue is None else {query.queue})
+            [(examined, lowest, seen, _)] = await database.read(bound, *values)
         if not examined:
             return Page()
         now = database.now(seen)
@@ -160,16 +185,22 @@ class Reader:
     async def batches(self, names: Sequence[str]) -> list[BatchCounts | None]:
         """Return the counts of each batch that is not forgotten."""
         database = self._database
-        rows = await database.read(
-            f"SELECT s.n, {database.schema}.clock_v1($1, $2) AS now, b.* "
+        schema = database.schema
+        statement = (
+            f"SELECT s.n, {schema}.clock_v1($1, $2) AS now, b.*, "
+            f"EXISTS (SELECT 1 FROM {schema}.inbox WHERE namespace = $1) AS waits "
             "FROM unnest($3::bytea[]) WITH ORDINALITY AS s (name, n) "
-            f"JOIN {database.schema}.batch b ON b.namespace = $1 AND b.name = s.name",
-            database.namespace,
-            database.at,
-            [name.encode() for name in names],
+            f"LEFT JOIN {schema}.batch b ON b.namespace = $1 AND b.name = s.name"
         )
+        values = (database.namespace, database.at, [name.encode() for name in names])
+        rows = await database.read(statement, *values)
+        if rows and rows[0]["waits"]:
+            await self._admit(None)
+            rows = await database.read(statement, *values)
         found: list[BatchCounts | None] = [None] * len(names)
         for row in rows:
+            if row["name"] is None:
+                continue
             if row["expires"] is None or row["expires"] > database.now(row["now"]):
                 place = row["n"] - 1
                 counts = {str(state): row[state.value] for state in STATES}
@@ -182,9 +213,14 @@ class Reader:
         queues: dict[str, QueueStats] = {}
         tasks: list[TaskStats] = []
         now = 0.0
-        for row in await database.read(
-            f"SELECT * FROM {database.schema}.stats_v1($1, $2)", database.namespace, database.at
-        ):
+        statement = f"SELECT * FROM {database.schema}.stats_v1($1, $2, $3)"
+        look = True
+        rows = await database.read(statement, database.namespace, database.at, look)
+        if rows[0]["now"] is None:
+            await self._admit(None)
+            look = False
+            rows = await database.read(statement, database.namespace, database.at, look)
+        for row in rows:
             now = database.now(row["now"])
             if row["queue"] is None:
                 break

@@ -25,6 +25,7 @@ from plugq_postgres._restore import restore
 from plugq_postgres._sweep import idle_sweep, sweep
 from plugq_postgres._transaction import Transaction
 from plugq_postgres._upkeep import facts_of, layout_of, migrated
+from plugq_postgres._within import Within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -80,6 +81,7 @@ class PostgresStorage(Lifecycle):
             Capability.SHARED_PROCESSES,
             Capability.SHARED_HOSTS,
             Capability.PUSH_WAKEUPS,
+            Capability.TRANSACTIONAL_SUBMIT,
         },
     )
 
@@ -97,7 +99,8 @@ class PostgresStorage(Lifecycle):
         self._names = Names(self._database)
         self._database.on_lost = self._names.forget
         self._hub = Hub(options, self._database, self._names, context.namespace, context.logger)
-        self._reader = Reader(self._database, self._names)
+        self._reader = Reader(self._database, self._names, self._admit)
+        self._within = Within(self._database, context.namespace)
         #: By the queues that they name, so that a queue that is held up holds up no other.
         self._submissions: dict[frozenset[str], _Submissions] = {}
         #: Queues that were found to be bounded by limiters when they were last claimed from.
@@ -176,8 +179,31 @@ class PostgresStorage(Lifecycle):
         queues, tasks = await self._names.number(
             {job.queue for job in jobs}, {job.task for job in jobs}
         )
-        answer = await self._write(_submit.STATEMENT, *_submit.arguments(jobs, queues, tasks))
-        return _submit.replies(jobs, answer)
+        arguments = _submit.arguments(jobs, queues, tasks)
+        while True:
+            answer = await self._write(_submit.STATEMENT, *arguments)
+            # Without it users have committed more than a call can move in first.
+            if answer["seqs"] is not None:
+                return _submit.replies(jobs, answer)
+
+    async def submit_within(
+        self, connection: object, jobs: Sequence[NewJob]
+    ) -> Sequence[SubmitReply]:
+        """Store jobs in the transaction that the user has begun on ``connection``.
+
+        It is one statement there, which waits for nobody, and for which nobody waits.
+        """
+        checks.check_submit(jobs)
+        self._database.check_open()
+        return await self._within.submit(connection, jobs) if jobs else []
+
+    async def _admit(self, queues: Collection[str] | None) -> None:
+        """Move in what users have committed, in these queues or in all of the namespace."""
+        names = None if queues is None else [queue.encode() for queue in queues]
+        while True:
+            answer = await self._write("SELECT * FROM {schema}.admit_v1($1, $2, $3, $4)", names)
+            if not answer["more"]:
+                return
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
         """Write whole jobs as they are; an id that exists is left alone."""
@@ -227,6 +253,7 @@ class PostgresStorage(Lifecycle):
         return await self._transact(
             lambda tx: claim_limited(tx, arguments, len(settlements), claim, self._limited),
             {*(settlement.queue for settlement in settlements), *claimed},
+            complete=False,
         )
 
     async def renew(
@@ -253,9 +280,11 @@ class PostgresStorage(Lifecycle):
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
         checks.check_sweep(request)
-        reply, self._hub.listened = await idle_sweep(self._database, request)
+        reply, self._hub.listened = await idle_sweep(
+            self._database, request, lambda: self._admit(None)
+        )
         if reply is None:
-            reply = await self._transact(lambda tx: sweep(tx, request), None)
+            reply = await self._transact(lambda tx: sweep(tx, request), None, complete=False)
         return reply
 
     async def get(
@@ -356,24 +385,33 @@ class PostgresStorage(Lifecycle):
         return answer
 
     async def _transact(
-        self, run: Callable[[Transaction], Awaitable[T]], queues: Collection[str] | None
+        self,
+        run: Callable[[Transaction], Awaitable[T]],
+        queues: Collection[str] | None,
+        *,
+        complete: bool = True,
     ) -> T:
-        """Run statements in one transaction that holds these queues, or all of them."""
+        """Run statements in one transaction that holds these queues, or all of them.
+
+        ``complete`` says that they have to see everything that users have committed.
+        """
         database = self._database
         numbers: list[int] | None = None
         if queues is not None:
             found, _ = await self._names.number(queues)
             numbers = list(found.values())
 
-        async def whole(db: Any) -> tuple[T, Any]:
+        async def whole(db: Any) -> tuple[tuple[T] | None, Any]:
             tx = Transaction(db, database, self._names)
             await tx.begin(numbers)
-            result = await run(tx)
+            result = None if complete and tx.more else (await run(tx),)
             return result, await tx.end()
 
-        result, answer = await database.transact(whole)
-        self._hub.heed(answer)
-        return result
+        while True:
+            result, answer = await database.transact(whole)
+            self._hub.heed(answer)
+            if result is not None:
+                return result[0]
 
 
 async def _readable(reading: Awaitable[T]) -> T:

@@ -29,9 +29,14 @@ STATEMENT = (
 
 
 def arguments(
-    jobs: Sequence[NewJob], queues: Mapping[str, int], tasks: Mapping[str, int]
+    jobs: Sequence[NewJob],
+    queues: Mapping[str, int | bytes],
+    tasks: Mapping[str, int | bytes],
 ) -> tuple[Any, ...]:
-    """Return what the server takes beside namespace, time and timeout."""
+    """Return what the server takes beside namespace, time and timeout.
+
+    ``queues`` and ``tasks`` are the numbers of names, or their columns where they have none yet.
+    """
     rows = []
     plain = True
     for job in jobs:

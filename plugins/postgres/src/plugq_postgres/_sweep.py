@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plugq.job import AttemptRecord, Event, state_after_lapse
 from plugq.protocols.storage import Change, SweepReply
@@ -24,6 +24,8 @@ from plugq_postgres._rows import (
 from plugq_postgres._transaction import Finish, Requeue
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from plugq.protocols.storage import SweepRequest
     from plugq_postgres._database import Database
     from plugq_postgres._transaction import Transaction
@@ -77,7 +79,7 @@ _PARKED = (
     "AND (parked_until <= $2 OR lane_limits <> '') ORDER BY id"
 )
 _NEXT = "SELECT next_v1($1, $2, $3)"
-_LOOK = "SELECT * FROM {schema}.look_v1($1, $2, $3, $4)"
+_LOOK = "SELECT * FROM {schema}.look_v1($1, $2, $3, $4, $5)"
 
 
 class _Sweep:
@@ -246,18 +248,30 @@ async def sweep(tx: Transaction, request: SweepRequest) -> SweepReply:
     return await _Sweep(tx, request).run()
 
 
-async def idle_sweep(database: Database, request: SweepRequest) -> tuple[SweepReply | None, bool]:
+async def idle_sweep(
+    database: Database, request: SweepRequest, admit: Callable[[], Awaitable[None]]
+) -> tuple[SweepReply | None, bool]:
     """Return the answer to a sweep that has nothing to do, ``None`` where it has.
 
-    It costs one round trip and takes no lock. With it comes whether anybody listens.
+    It costs one round trip and takes no lock, unless there is something to ``admit``. With it
+    comes whether anybody listens.
     """
-    [found] = await database.read(
-        _LOOK.format(schema=database.schema),
-        database.namespace,
-        database.at,
-        request.end_leases,
-        request.deadline_grace,
-    )
+
+    async def look(*, first: bool) -> Any:
+        [found] = await database.read(
+            _LOOK.format(schema=database.schema),
+            database.namespace,
+            database.at,
+            request.end_leases,
+            request.deadline_grace,
+            first,
+        )
+        return found
+
+    found = await look(first=True)
+    if found["waits"]:
+        await admit()
+        found = await look(first=False)
     if found["work"]:
         return None, found["listened"]
     now, soonest = database.now(found["now"]), found["next"]

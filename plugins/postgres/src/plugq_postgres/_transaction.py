@@ -25,7 +25,7 @@ _BY_REF = (
     " CROSS JOIN LATERAL (SELECT * FROM job WHERE job.queue = s.queue AND job.id = s.id "
     "UNION ALL SELECT * FROM done WHERE done.queue = s.queue AND done.id = s.id) j"
 )
-_BEGIN = "SELECT {schema}.begin_v1($1, $2, $3, $4, $5)"
+_BEGIN = "SELECT * FROM {schema}.begin_v1($1, $2, $3, $4, $5)"
 _FINISH = "SELECT finish_v1($1, $2, $3, $4, $5, NULL, $6, NULL, $7, $8, $9, $10, NULL)::text"
 _REQUEUE = "SELECT requeue_v1($1, $2, $3, $4, NULL, $5, NULL, $6, $7, $8, $9, $10, NULL)::text"
 _PROMOTE = "SELECT ROW (promote_v1($1, $2, $3), NULL)::effect_v1::text"
@@ -79,6 +79,8 @@ class Transaction:
         self._database = database
         self.namespace = database.namespace
         self.now = 0.0
+        #: Whether more is to be moved in than one transaction may.
+        self.more = False
         #: The queues whose time is kept at the end, since something in them has changed.
         self.changed: set[int] = set()
         self._effects: list[str] = []
@@ -90,16 +92,17 @@ class Transaction:
     async def begin(self, queues: Sequence[int] | None) -> None:
         """Lock the queues, all of the namespace where none are named, and look at the clock."""
         database = self._database
-        self.now = database.now(
-            await self.db.fetchval(
-                _BEGIN.format(schema=database.schema),
-                f"{database.schema}, pg_temp",
-                self.namespace,
-                database.at,
-                database.wait,
-                queues,
-            )
+        begun = await self.db.fetchrow(
+            _BEGIN.format(schema=database.schema),
+            f"{database.schema}, pg_temp",
+            self.namespace,
+            database.at,
+            database.wait,
+            queues,
         )
+        self.now = database.now(begun["now"])
+        self.note(begun["effect"])
+        self.more = begun["more"]
 
     async def end(self) -> Any:
         """Choose whom the call wakes; return what is to be told after the commit."""

@@ -113,6 +113,39 @@ CREATE UNIQUE INDEX done_id ON done (queue, id);
 CREATE INDEX done_tidy ON done (namespace, tidy_at) WHERE tidy_at IS NOT NULL;
 CREATE INDEX done_batch ON done (namespace, batch, place) WHERE batch IS NOT NULL;
 
+-- What users submit in transactions of their own, until somebody who holds the lock of the queue
+-- moves it in. Names are not numbers here, since to give one may make others wait. Nothing is
+-- unique but "n", the order of submission, and nothing refers to it: no insert waits for another.
+CREATE SEQUENCE inbox_sequence;
+CREATE TABLE inbox (
+    n bigint NOT NULL DEFAULT nextval('inbox_sequence'),
+    namespace integer NOT NULL,
+    queue bytea NOT NULL,
+    task bytea NOT NULL,
+    submitted_at double precision NOT NULL,
+    priority bigint NOT NULL,
+    delay double precision NOT NULL,
+    run_at double precision,
+    deadline_in double precision,
+    deadline_at double precision,
+    max_attempts bigint NOT NULL,
+    result_ttl double precision,
+    failure_ttl double precision,
+    id_ttl double precision NOT NULL,
+    unique_ttl double precision,
+    unique_mode smallint,
+    id bytea NOT NULL,
+    submission bytea NOT NULL,
+    lane bytea,
+    batch bytea,
+    unique_key bytea,
+    origin bytea NOT NULL,
+    body bytea NOT NULL,
+    PRIMARY KEY (namespace, queue, n)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+CREATE INDEX inbox_id ON inbox (namespace, queue, id);
+CREATE INDEX inbox_key ON inbox (namespace, queue, unique_key) WHERE unique_key IS NOT NULL;
+
 -- Counts of a task in a queue. kind: 0 to 6 the states, from 7 on the cumulative totals.
 CREATE TABLE tally (
     queue integer NOT NULL,

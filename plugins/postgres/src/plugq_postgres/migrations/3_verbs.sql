@@ -1,10 +1,12 @@
+-- "at" is when it was submitted, where that is not now; "holder" the job that holds its unique key,
+-- where it is stored without it.
 CREATE TYPE new_job_v1 AS (
     queue integer, task integer, id bytea, submission bytea, body bytea, priority bigint,
     delay double precision, run_at double precision, deadline_in double precision,
     deadline_at double precision, max_attempts bigint, lane bytea, batch bytea,
     unique_mode smallint, unique_ttl double precision, unique_key bytea,
     result_ttl double precision, failure_ttl double precision, id_ttl double precision,
-    not_after double precision, origin bytea
+    not_after double precision, origin bytea, at double precision, holder bytea
 );
 
 -- Store new jobs that nothing stands against, in order.
@@ -18,25 +20,25 @@ BEGIN
     FROM generate_series(1, array_length(p_jobs, 1));
     WITH s AS MATERIALIZED (
         SELECT j.*, coalesce(p_generations[j.n], 0) AS generation,
-            greatest(p_now, coalesce(j.run_at, p_now + j.delay)) AS ready_at
+            greatest(base, coalesce(j.run_at, base + j.delay)) AS ready_at, base
         FROM ROWS FROM (unnest(p_jobs), unnest(seqs)) WITH ORDINALITY AS j (queue, task, id,
             submission, body, priority, delay, run_at, deadline_in, deadline_at, max_attempts,
             lane, batch, unique_mode, unique_ttl, unique_key, result_ttl, failure_ttl, id_ttl,
-            not_after, origin, seq, n)
+            not_after, origin, at, holder, seq, n), coalesce(j.at, p_now) AS base
     ), stored AS (
         INSERT INTO job (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
             max_attempts, generation, deadline_at, submitted_at, result_ttl, failure_ttl, id_ttl,
             unique_ttl, unique_mode, id, submission, lane, batch, unique_key, origin, body)
         SELECT seq, seq, p_namespace, queue, task, (ready_at <= p_now)::integer,
             (ready_at <= p_now AND lane IS NULL)::integer, priority, ready_at, max_attempts,
-            generation, least(p_now + deadline_in, deadline_at), p_now, result_ttl, failure_ttl,
+            generation, least(base + deadline_in, deadline_at), base, result_ttl, failure_ttl,
             id_ttl, unique_ttl, unique_mode, id, submission, lane, batch, unique_key, origin, body
         FROM s ORDER BY n
     ), held AS (
         INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until)
         SELECT queue, unique_key, seq, seq, id, generation, (ready_at <= p_now)::integer,
-            CASE WHEN unique_mode = 2 THEN p_now + unique_ttl END
-        FROM s WHERE unique_key IS NOT NULL
+            CASE WHEN unique_mode = 2 THEN base + unique_ttl END
+        FROM s WHERE unique_key IS NOT NULL AND holder IS NULL
         ON CONFLICT (queue, key) DO UPDATE SET seq = excluded.seq, place = excluded.place,
             id = excluded.id, generation = excluded.generation, state = excluded.state, until = excluded.until
     )
@@ -53,7 +55,36 @@ RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN p_state < 2 AND p_deadline <= p_now THEN 4::smallint ELSE p_state END
 $$;
 
+-- The job that has an id, also one that has expired and is not yet removed.
+CREATE FUNCTION held_v1(p_queue integer, p_id bytea, p_now double precision)
+RETURNS TABLE (seq bigint, place bigint, state smallint, generation bigint, submission bytea,
+    deadline_at double precision, id bytea, expired boolean) LANGUAGE sql STABLE AS $$
+    SELECT a.seq, a.place, a.state, a.generation, a.submission, a.deadline_at, a.id, false
+    FROM job a WHERE a.queue = p_queue AND a.id = p_id
+    UNION ALL
+    SELECT d.seq, d.place, d.state, d.generation, d.submission, d.deadline_at, d.id,
+        coalesce(d.expires_at <= p_now, false)
+    FROM done d WHERE d.queue = p_queue AND d.id = p_id
+$$;
+
+-- The job that holds a unique key.
+CREATE FUNCTION holder_v1(p_queue integer, p_key bytea, p_now double precision)
+RETURNS TABLE (seq bigint, place bigint, state smallint, generation bigint, submission bytea,
+    deadline_at double precision, id bytea, expired boolean) LANGUAGE sql STABLE AS $$
+    SELECT u.seq, coalesce(j.place, u.place), coalesce(j.state, u.state),
+        coalesce(j.generation, u.generation), NULL::bytea, j.deadline_at, u.id, false
+    FROM unique_key u LEFT JOIN LATERAL (
+        SELECT a.place, a.state, a.generation, a.deadline_at FROM job a
+        WHERE a.queue = u.queue AND a.id = u.id
+        UNION ALL
+        SELECT d.place, d.state, d.generation, d.deadline_at FROM done d
+        WHERE d.queue = u.queue AND d.id = u.id
+    ) j ON true
+    WHERE u.queue = p_queue AND u.key = p_key AND (u.until IS NULL OR u.until > p_now)
+$$;
+
 -- Store jobs and answer for each: 0 accepted, 1 duplicate, 2 full, 3 draining, 4 refused, 5 late.
+-- Without an answer more is to be moved in first, by calls like this one.
 -- p_plain says that no two jobs of the call share an id, and none has a unique key or a not_after.
 CREATE FUNCTION submit_v1(p_namespace integer, p_clock double precision, p_wait text,
     p_plain boolean, p_queues integer[], p_tasks integer[], p_ids bytea[], p_submissions bytea[],
@@ -73,13 +104,23 @@ DECLARE
     effect effect_v1;
     inserted record;
     judged record;
+    moved record;
 BEGIN
     now := enter_v1(p_namespace, p_clock, p_wait, locked);
     IF EXISTS (SELECT unnest(p_tasks) EXCEPT SELECT id FROM task WHERE id = ANY (p_tasks)) THEN
         RAISE EXCEPTION 'the numbers of names are not those of this store' USING ERRCODE = 'PQ002';
     END IF;
     listened := listened_v1(p_namespace);
-    SELECT array_agg(ROW (s.*)::new_job_v1) INTO jobs
+    IF EXISTS (SELECT 1 FROM queue q JOIN inbox i ON i.namespace = p_namespace AND i.queue = q.name
+            WHERE q.id = ANY (locked)) THEN
+        SELECT * INTO moved FROM move_in_v1(p_namespace, now, locked);
+        effect := moved.effect;
+        IF moved.more THEN
+            letters := end_v1(p_namespace, now, '{}', effect, '', '{}');
+            RETURN;
+        END IF;
+    END IF;
+    SELECT array_agg(ROW (s.*, NULL, NULL)::new_job_v1) INTO jobs
     FROM unnest(p_queues, p_tasks, p_ids, p_submissions, p_bodies, p_priorities, p_delays,
         p_run_at, p_deadline_in, p_deadline_at, p_max_attempts, p_lanes, p_batches, p_modes,
         p_unique_ttls, p_keys, p_result_ttls, p_failure_ttls, p_id_ttls, p_not_after, p_origins)
@@ -99,28 +140,31 @@ BEGIN
         SELECT * INTO inserted FROM insert_v1(p_namespace, now, jobs, NULL);
         seqs := inserted.seqs;
         states := inserted.states;
-        effect.ready := inserted.ready;
+        effect.ready := effect.ready || inserted.ready;
     ELSE
-        SELECT * INTO judged FROM judge_v1(p_namespace, now, jobs);
+        SELECT * INTO judged FROM judge_v1(p_namespace, now, jobs, false);
         statuses := judged.statuses;
         ids := judged.ids;
         states := judged.states;
         seqs := judged.seqs;
         generations := judged.generations;
-        effect := judged.effect;
+        effect.ready := effect.ready || (judged.effect).ready;
+        effect.letters := effect.letters || (judged.effect).letters;
     END IF;
     letters := end_v1(p_namespace, now, locked, effect, '', '{}');
 END $$;
 
 -- Judge jobs one after the other, each as those before it left the store. Where a queue is full or
--- is being drained, all of it is taken back.
+-- is being drained, all of it is taken back. p_moved says that they have been committed: then there
+-- is room, and what finds its unique key held ends as skipped.
 CREATE FUNCTION judge_v1(p_namespace integer, p_now double precision, p_jobs new_job_v1[],
-    OUT statuses smallint[], OUT ids bytea[], OUT states smallint[], OUT seqs bigint[],
+    p_moved boolean, OUT statuses smallint[], OUT ids bytea[], OUT states smallint[], OUT seqs bigint[],
     OUT generations bigint[], OUT effect effect_v1) LANGUAGE plpgsql AS $$
 DECLARE
     job new_job_v1;
     held record;
     stored record;
+    one effect_v1;
     q queue;
     first bigint;
     full_queues integer[] := '{}';
@@ -135,18 +179,7 @@ BEGIN
         FOREACH job IN ARRAY p_jobs LOOP
             n := n + 1;
             status := NULL;
-            SELECT j.seq, j.place, j.state, j.generation, j.submission, j.deadline_at, j.id,
-                coalesce(j.expires_at <= p_now, false) AS expired INTO held FROM (
-                SELECT a.seq, a.place, a.state, a.generation, a.submission, a.deadline_at, a.id,
-                    NULL::double precision AS expires_at
-                FROM job a
-                WHERE a.queue = job.queue AND a.id = job.id
-                UNION ALL
-                SELECT d.seq, d.place, d.state, d.generation, d.submission, d.deadline_at, d.id,
-                    d.expires_at
-                FROM done d
-                WHERE d.queue = job.queue AND d.id = job.id
-            ) j;
+            SELECT * INTO held FROM held_v1(job.queue, job.id, p_now);
             generations[n] := 0;
             -- What has expired makes room for what is stored; until then its waiters may look at it.
             former := held.seq;
@@ -160,19 +193,10 @@ BEGIN
                 generations[n] := held.generation + 1;
             END IF;
             IF status IS NULL AND job.unique_key IS NOT NULL THEN
-                SELECT u.seq, coalesce(j.place, u.place) AS place, coalesce(j.state, u.state) AS state,
-                    coalesce(j.generation, u.generation) AS generation, NULL::bytea AS submission,
-                    j.deadline_at, u.id INTO stored
-                FROM unique_key u LEFT JOIN LATERAL (
-                    SELECT a.place, a.state, a.generation, a.deadline_at FROM job a
-                    WHERE a.queue = u.queue AND a.id = u.id
-                    UNION ALL
-                    SELECT d.place, d.state, d.generation, d.deadline_at FROM done d
-                    WHERE d.queue = u.queue AND d.id = u.id
-                ) j ON true
-                WHERE u.queue = job.queue AND u.key = job.unique_key
-                    AND (u.until IS NULL OR u.until > p_now);
-                IF FOUND THEN
+                SELECT * INTO stored FROM holder_v1(job.queue, job.unique_key, p_now);
+                IF FOUND AND p_moved THEN
+                    job.holder := stored.id;
+                ELSIF FOUND THEN
                     held := stored;
                     status := 1;
                 END IF;
@@ -194,10 +218,10 @@ BEGIN
                 CONTINUE;
             END IF;
             SELECT * INTO q FROM queue WHERE queue.id = job.queue;
-            IF waiting_v1(job.queue) >= q.max_length THEN
+            IF NOT p_moved AND waiting_v1(job.queue) >= q.max_length THEN
                 full_queues := full_queues || job.queue;
             END IF;
-            draining := draining OR q.draining;
+            draining := draining OR q.draining AND NOT p_moved;
             IF former IS NOT NULL THEN
                 effect.letters := effect.letters
                     || remove_v1(p_namespace, p_now, ARRAY[former], expired);
@@ -207,7 +231,13 @@ BEGIN
             statuses[n] := 0;
             seqs[n] := stored.seqs[1];
             states[n] := stored.states[1];
-            effect.ready := effect.ready || stored.ready;
+            IF job.holder IS NULL THEN
+                effect.ready := effect.ready || stored.ready;
+            ELSE
+                one := skip_v1(p_namespace, p_now, stored.seqs, job.holder);
+                effect.ready := effect.ready || one.ready;
+                effect.letters := effect.letters || one.letters;
+            END IF;
         END LOOP;
         IF draining OR full_queues <> '{}' THEN
             RAISE SQLSTATE 'PQ001';
@@ -453,6 +483,8 @@ CREATE FUNCTION in_vain_v1(p_namespace integer, p_now double precision, p_queues
                 OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1)
                 OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 0
                     AND ready_at <= p_now)
+                OR EXISTS (SELECT 1 FROM inbox WHERE inbox.namespace = p_namespace
+                    AND inbox.queue = q.name)
             )
         )
         AND NOT repeated_v1(p_namespace, p_worker, p_number)
@@ -485,6 +517,7 @@ DECLARE
     changed integer[];
     effect effect_v1;
     step record;
+    more boolean := false;
 BEGIN
     listened := listened_v1(p_namespace);
     limited := false;
@@ -514,9 +547,16 @@ BEGIN
         changed := step.changed;
     END IF;
     IF p_claim THEN
+        IF EXISTS (SELECT 1 FROM queue q JOIN inbox i ON i.namespace = p_namespace
+                AND i.queue = q.name WHERE q.id = ANY (p_claim_queues)) THEN
+            SELECT * INTO step FROM move_in_v1(p_namespace, now, p_claim_queues);
+            effect.ready := effect.ready || (step.effect).ready;
+            effect.letters := effect.letters || (step.effect).letters;
+            more := step.more;
+        END IF;
         SELECT * INTO step FROM serve_v1(p_namespace, now, p_claim_queues, p_limit, p_worker,
             p_peer, p_number, p_lease);
-        next_in := step.next_in;
+        next_in := CASE WHEN more THEN 0 ELSE step.next_in END;
         effect.ready := effect.ready || step.ready;
         IF p_limit > 0 THEN
             SELECT * INTO l_queue, l_task, l_id, l_body, l_lane, l_batch, l_token, l_attempt,
@@ -651,8 +691,12 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- Begin a transaction of several statements: as enter_v1, of all queues where none are named.
+-- Moved in is what a call may move in; "more" says that some was left.
 CREATE FUNCTION begin_v1(p_path text, p_namespace integer, p_clock double precision, p_wait text,
-    p_queues integer[]) RETURNS double precision LANGUAGE plpgsql AS $$
+    p_queues integer[], OUT now double precision, OUT effect text, OUT more boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    moved record;
 BEGIN
     PERFORM set_config('search_path', p_path, true), set_config('jit', 'off', true),
         set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
@@ -660,14 +704,18 @@ BEGIN
     IF p_queues IS NULL THEN
         p_queues := ARRAY(SELECT id FROM queue WHERE namespace = p_namespace);
     END IF;
-    RETURN enter_v1(p_namespace, p_clock, p_wait, p_queues);
+    now := enter_v1(p_namespace, p_clock, p_wait, p_queues);
+    more := false;
+    IF EXISTS (SELECT 1 FROM queue q JOIN inbox i ON i.namespace = p_namespace AND i.queue = q.name
+            WHERE q.id = ANY (p_queues)) THEN
+        SELECT * INTO moved FROM move_in_v1(p_namespace, now, p_queues);
+        effect := moved.effect::text;
+        more := moved.more;
+    END IF;
 END $$;
 
--- Give queues (kind 0) and tasks (kind 1) their numbers, which never change. A transaction of its
--- own, so that nobody waits for a number.
-CREATE FUNCTION name_v1(p_namespace integer, p_queues bytea[], p_tasks bytea[])
-RETURNS TABLE (kind integer, number integer, label bytea)
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION name_queues_v1(p_namespace integer, p_queues bytea[]) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
     -- Again where a number was taken already.
     WHILE EXISTS (SELECT unnest(p_queues) EXCEPT SELECT name FROM queue
@@ -677,12 +725,25 @@ BEGIN
             SELECT name FROM queue WHERE namespace = p_namespace AND name = ANY (p_queues)
         ) s ORDER BY q ON CONFLICT DO NOTHING;
     END LOOP;
+END $$;
+
+CREATE FUNCTION name_tasks_v1(p_tasks bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     WHILE EXISTS (SELECT unnest(p_tasks) EXCEPT
             SELECT name FROM task WHERE name = ANY (p_tasks)) LOOP
         INSERT INTO task (name) SELECT t FROM (
             SELECT unnest(p_tasks) AS t EXCEPT SELECT name FROM task WHERE name = ANY (p_tasks)
         ) s ORDER BY t ON CONFLICT DO NOTHING;
     END LOOP;
+END $$;
+
+-- Give queues (kind 0) and tasks (kind 1) their numbers, which never change. A transaction of its
+-- own, so that nobody waits for a number.
+CREATE FUNCTION name_v1(p_namespace integer, p_queues bytea[], p_tasks bytea[])
+RETURNS TABLE (kind integer, number integer, label bytea)
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM name_queues_v1(p_namespace, p_queues), name_tasks_v1(p_tasks);
     RETURN QUERY SELECT 0, q.id, q.name FROM queue q
         WHERE q.namespace = p_namespace AND q.name = ANY (p_queues);
     RETURN QUERY SELECT 1, t.id, t.name FROM task t WHERE t.name = ANY (p_tasks);

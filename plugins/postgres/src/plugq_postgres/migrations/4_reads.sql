@@ -1,6 +1,7 @@
--- Jobs as they stand, each at the place where it was asked for.
+-- Jobs as they stand, each at the place where it was asked for. With p_look there is one row alone,
+-- of place 0, where something is to be moved in first.
 CREATE FUNCTION get_v1(p_namespace integer, p_clock double precision, p_queues bytea[],
-    p_ids bytea[], p_body boolean)
+    p_ids bytea[], p_body boolean, p_look boolean)
 RETURNS TABLE (
     n bigint, now double precision, queue_name bytea, task_name bytea, place bigint, queue integer,
     id bytea, task integer, state smallint, generation bigint, submission bytea, priority bigint,
@@ -16,6 +17,12 @@ SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
     moment double precision := now_v1(p_namespace, p_clock);
 BEGIN
+    IF p_look AND EXISTS (SELECT 1 FROM inbox WHERE inbox.namespace = p_namespace
+            AND inbox.queue = ANY (p_queues)) THEN
+        n := 0;
+        RETURN NEXT;
+        RETURN;
+    END IF;
     RETURN QUERY SELECT s.n, moment, q.name, t.name, j.*
     FROM unnest(p_queues, p_ids) WITH ORDINALITY AS s (queue, id, n)
         JOIN queue q ON q.namespace = p_namespace AND q.name = s.queue
@@ -52,8 +59,9 @@ CREATE FUNCTION oldest_v1(p_queue integer) RETURNS double precision LANGUAGE sql
     SELECT min(ready_at) FROM level
 $$;
 
--- Every queue that something was said of, once for each of its tasks, all as of one moment.
-CREATE FUNCTION stats_v1(p_namespace integer, p_clock double precision)
+-- Every queue that something was said of, once for each of its tasks, all as of one moment. With
+-- p_look there is one row without a time where something is to be moved in first.
+CREATE FUNCTION stats_v1(p_namespace integer, p_clock double precision, p_look boolean)
 RETURNS TABLE (
     now double precision, queue bytea, paused boolean, draining boolean, configured boolean,
     max_running bigint, lane_max_running bigint, max_length bigint, limits bytea,
@@ -66,6 +74,10 @@ LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit =
 DECLARE
     moment double precision := now_v1(p_namespace, p_clock);
 BEGIN
+    IF p_look AND EXISTS (SELECT 1 FROM inbox WHERE inbox.namespace = p_namespace) THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
     RETURN QUERY SELECT moment, q.name, q.paused, q.draining, q.configured, q.max_running,
         q.lane_max_running, q.max_length, q.limits, q.lane_limits,
         (SELECT oldest_v1(q.id)), t.name, c.kinds, c.counts,
@@ -138,13 +150,18 @@ RETURNS double precision LANGUAGE sql STABLE AS $$
     )
 $$;
 
--- Whether a sweep has anything to do, looked at without a lock, and when the next one has.
+-- Whether a sweep has anything to do, looked at without a lock, and when the next one has. With
+-- p_look nothing but "waits" is answered where something is to be moved in first.
 CREATE FUNCTION look_v1(p_namespace integer, p_clock double precision, p_end boolean,
-    p_grace double precision, OUT now double precision, OUT next double precision,
-    OUT work boolean, OUT listened boolean)
+    p_grace double precision, p_look boolean, OUT now double precision, OUT next double precision,
+    OUT work boolean, OUT listened boolean, OUT waits boolean)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     now := now_v1(p_namespace, p_clock);
+    waits := p_look AND EXISTS (SELECT 1 FROM inbox WHERE inbox.namespace = p_namespace);
+    IF waits THEN
+        RETURN;
+    END IF;
     next := next_v1(p_namespace, p_end, p_grace);
     listened := listened_v1(p_namespace);
     work := coalesce(next <= now, false)
