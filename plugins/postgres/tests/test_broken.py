@@ -123,7 +123,7 @@ FAULTS = {
         "test_an_id_is_judged_in_the_transaction",
     ),
     "an id in the inbox makes others wait": (
-        "CREATE INDEX inbox_id ON inbox (namespace, queue, id);",
+        "CREATE INDEX inbox_id ON inbox (namespace, queue, id, n);",
         "CREATE UNIQUE INDEX inbox_id ON inbox (namespace, queue, id);",
         "test_an_id_in_two_open_transactions_is_one_job",
     ),

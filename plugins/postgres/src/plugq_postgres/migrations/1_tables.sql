@@ -143,8 +143,8 @@ CREATE TABLE inbox (
     body bytea NOT NULL,
     PRIMARY KEY (namespace, queue, n)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
-CREATE INDEX inbox_id ON inbox (namespace, queue, id);
-CREATE INDEX inbox_key ON inbox (namespace, queue, unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX inbox_id ON inbox (namespace, queue, id, n);
+CREATE INDEX inbox_key ON inbox (namespace, queue, unique_key, n) WHERE unique_key IS NOT NULL;
 
 -- Counts of a task in a queue. kind: 0 to 6 the states, from 7 on the cumulative totals.
 CREATE TABLE tally (

@@ -716,24 +716,34 @@ END $$;
 
 CREATE FUNCTION name_queues_v1(p_namespace integer, p_queues bytea[]) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    missing bytea[];
 BEGIN
     -- Again where a number was taken already.
-    WHILE EXISTS (SELECT unnest(p_queues) EXCEPT SELECT name FROM queue
-            WHERE namespace = p_namespace AND name = ANY (p_queues)) LOOP
-        INSERT INTO queue (namespace, name) SELECT p_namespace, q FROM (
-            SELECT unnest(p_queues) AS q EXCEPT
-            SELECT name FROM queue WHERE namespace = p_namespace AND name = ANY (p_queues)
-        ) s ORDER BY q ON CONFLICT DO NOTHING;
+    LOOP
+        missing := ARRAY(
+            SELECT DISTINCT s.name FROM unnest(p_queues) AS s (name)
+            WHERE (SELECT true FROM queue WHERE queue.namespace = p_namespace
+                AND queue.name = s.name LIMIT 1) IS NULL ORDER BY s.name
+        );
+        EXIT WHEN missing = '{}';
+        INSERT INTO queue (namespace, name)
+        SELECT p_namespace, s.name FROM unnest(missing) AS s (name) ON CONFLICT DO NOTHING;
     END LOOP;
 END $$;
 
 CREATE FUNCTION name_tasks_v1(p_tasks bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    missing bytea[];
 BEGIN
-    WHILE EXISTS (SELECT unnest(p_tasks) EXCEPT
-            SELECT name FROM task WHERE name = ANY (p_tasks)) LOOP
-        INSERT INTO task (name) SELECT t FROM (
-            SELECT unnest(p_tasks) AS t EXCEPT SELECT name FROM task WHERE name = ANY (p_tasks)
-        ) s ORDER BY t ON CONFLICT DO NOTHING;
+    LOOP
+        missing := ARRAY(
+            SELECT DISTINCT s.name FROM unnest(p_tasks) AS s (name)
+            WHERE (SELECT true FROM task WHERE task.name = s.name LIMIT 1) IS NULL ORDER BY s.name
+        );
+        EXIT WHEN missing = '{}';
+        INSERT INTO task (name) SELECT s.name FROM unnest(missing) AS s (name)
+        ON CONFLICT DO NOTHING;
     END LOOP;
 END $$;
 

@@ -48,8 +48,11 @@ BEGIN
             w.deadline_in, w.deadline_at, w.max_attempts, w.lane, w.batch, w.unique_mode,
             w.unique_ttl, w.unique_key, w.result_ttl, w.failure_ttl, w.id_ttl, NULL, w.origin,
             least(w.submitted_at, p_now), NULL)::new_job_v1 ORDER BY w.n)
-    INTO jobs FROM unnest(waiting) AS w JOIN task t ON t.name = w.task
-        JOIN queue q ON q.namespace = p_namespace AND q.name = w.queue;
+    INTO jobs FROM unnest(waiting) AS w
+        CROSS JOIN LATERAL (SELECT id FROM task WHERE task.name = w.task OFFSET 0) t
+        CROSS JOIN LATERAL (
+            SELECT id FROM queue WHERE queue.namespace = p_namespace AND queue.name = w.queue OFFSET 0
+        ) q;
     doubtful := ARRAY(
         SELECT DISTINCT s.n::integer FROM (
             SELECT j.*, row_number() OVER (PARTITION BY j.queue, j.id ORDER BY j.n) AS of_id,
@@ -60,11 +63,12 @@ BEGIN
             ) j
         ) s
         WHERE s.of_id > 1 OR s.unique_key IS NOT NULL AND s.of_key > 1
-            OR EXISTS (SELECT 1 FROM job WHERE job.queue = s.queue AND job.id = s.id)
-            OR EXISTS (SELECT 1 FROM done WHERE done.queue = s.queue AND done.id = s.id)
-            OR s.unique_key IS NOT NULL AND EXISTS (SELECT 1 FROM unique_key u
+            -- The limits have each looked up, whatever the planner believes of the tables.
+            OR (SELECT true FROM job WHERE job.queue = s.queue AND job.id = s.id LIMIT 1)
+            OR (SELECT true FROM done WHERE done.queue = s.queue AND done.id = s.id LIMIT 1)
+            OR s.unique_key IS NOT NULL AND (SELECT true FROM unique_key u
                 WHERE u.queue = s.queue AND u.key = s.unique_key
-                    AND (u.until IS NULL OR u.until > p_now))
+                    AND (u.until IS NULL OR u.until > p_now) LIMIT 1)
         ORDER BY 1
     );
     total := cardinality(jobs);
@@ -102,8 +106,9 @@ END $$;
 CREATE FUNCTION admit_v1(p_namespace integer, p_clock double precision, p_wait text,
     p_queues bytea[], OUT now double precision, OUT listened boolean, OUT letters text,
     OUT more boolean)
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     names bytea[];
     numbers integer[];
@@ -131,7 +136,11 @@ BEGIN
     more := cardinality(names) > 1000;
     names := names[:1000];
     PERFORM name_queues_v1(p_namespace, names);
-    numbers := ARRAY(SELECT id FROM queue WHERE namespace = p_namespace AND name = ANY (names));
+    numbers := ARRAY(
+        SELECT q.id FROM unnest(names) AS s (name) CROSS JOIN LATERAL (
+            SELECT id FROM queue WHERE queue.namespace = p_namespace AND queue.name = s.name OFFSET 0
+        ) q
+    );
     now := enter_v1(p_namespace, p_clock, p_wait, numbers);
     SELECT * INTO moved FROM move_in_v1(p_namespace, now, numbers);
     more := more OR moved.more;
@@ -154,7 +163,8 @@ CREATE FUNCTION submit_within_v1(p_namespace integer, p_name bytea, p_clock doub
     OUT now double precision, OUT statuses smallint[], OUT ids bytea[], OUT states smallint[],
     OUT seqs bigint[], OUT generations bigint[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET enable_seqscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
     -- To look at the inbox would let serializable transactions that submit fail for each other.
     looks boolean := current_setting('transaction_isolation') <> 'serializable';
@@ -167,8 +177,9 @@ BEGIN
     END IF;
     now := now_v1(p_namespace, p_clock);
     numbers := ARRAY(
-        SELECT q.id FROM unnest(p_queues) WITH ORDINALITY AS s (queue, n)
-            LEFT JOIN queue q ON q.namespace = p_namespace AND q.name = s.queue ORDER BY s.n
+        SELECT (SELECT q.id FROM queue q WHERE q.namespace = p_namespace AND q.name = s.queue
+            LIMIT 1)
+        FROM unnest(p_queues) WITH ORDINALITY AS s (queue, n) ORDER BY s.n
     );
     IF p_plain THEN
         -- The limit has each id looked up, whatever the planner believes of tables that grow.
