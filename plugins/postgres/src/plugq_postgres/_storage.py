@@ -9,7 +9,7 @@ from plugq.lifecycle import Lifecycle
 from plugq.protocols import checks
 from plugq.protocols.edits import Configure, JobEdit
 from plugq.protocols.plugin import API_VERSION, Capability
-from plugq.protocols.storage import Register, Swapped
+from plugq.protocols.storage import Register, Swapped, SweepReply
 from plugq_postgres import _settle, _submit
 from plugq_postgres._claims import claim_limited
 from plugq_postgres._database import Database
@@ -21,7 +21,7 @@ from plugq_postgres._options import PostgresOptions, checked
 from plugq_postgres._reads import Reader
 from plugq_postgres._receivers import Listener, Watch
 from plugq_postgres._restore import restore
-from plugq_postgres._sweep import idle_sweep, sweep
+from plugq_postgres._sweep import look, sweep
 from plugq_postgres._transaction import Transaction
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         SettleReply,
         Stats,
         SubmitReply,
-        SweepReply,
         SweepRequest,
     )
 
@@ -231,10 +230,10 @@ class PostgresStorage(Lifecycle):
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
         checks.check_sweep(request)
-        reply, self._hub.listened = await idle_sweep(self._database, request)
-        if reply is None:
-            reply = await self._transact(lambda tx: sweep(tx, request), None)
-        return reply
+        found, self._hub.listened = await look(self._database, request)
+        if isinstance(found, SweepReply):
+            return found
+        return await self._within(lambda tx: sweep(tx, request, found), found)
 
     async def get(
         self,
@@ -334,14 +333,16 @@ class PostgresStorage(Lifecycle):
         return answer
 
     async def _transact(
-        self, run: Callable[[Transaction], Awaitable[T]], queues: Collection[str] | None
+        self, run: Callable[[Transaction], Awaitable[T]], queues: Collection[str]
     ) -> T:
-        """Run statements in one transaction that holds these queues, or all of them."""
+        """Run statements in one transaction that holds these queues."""
+        numbers, _ = await self._names.number(queues)
+        return await self._within(run, list(numbers.values()))
+
+    async def _within(
+        self, run: Callable[[Transaction], Awaitable[T]], numbers: Sequence[int]
+    ) -> T:
         database = self._database
-        numbers: list[int] | None = None
-        if queues is not None:
-            found, _ = await self._names.number(queues)
-            numbers = list(found.values())
 
         async def whole(db: Any) -> tuple[T, Any]:
             tx = Transaction(db, database, self._names)

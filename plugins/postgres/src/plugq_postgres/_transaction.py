@@ -87,8 +87,8 @@ class Transaction:
         self._claimant = b""
         self._claimed: list[int] = []
 
-    async def begin(self, queues: Sequence[int] | None) -> None:
-        """Lock the queues, all of the namespace where none are named, and look at the clock."""
+    async def begin(self, queues: Sequence[int]) -> None:
+        """Lock the queues and look at the clock."""
         database = self._database
         self.now = database.now(
             await self.db.fetchval(

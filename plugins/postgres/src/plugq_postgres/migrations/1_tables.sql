@@ -33,6 +33,9 @@ CREATE TABLE queue (
     parked_until double precision,
     UNIQUE (namespace, name)
 ) WITH (fillfactor = 50);
+-- Of no use to whoever looks for a name, so that no plan takes it for one that is.
+CREATE INDEX queue_now ON queue ((namespace::bigint), now);
+CREATE INDEX queue_parked ON queue (namespace, parked_until) WHERE parked_until IS NOT NULL;
 
 -- Jobs by sequence, versions of registers and of limiter states.
 CREATE SEQUENCE job_sequence;
@@ -98,6 +101,7 @@ CREATE UNIQUE INDEX job_id ON job (queue, id);
 CREATE INDEX job_ready ON job (queue, priority DESC, ready_at, place)
     WHERE state = 1 AND eligible = 1;
 CREATE INDEX job_due ON job (queue, ready_at, place) WHERE state = 0;
+CREATE INDEX job_soon ON job (namespace, ready_at, place) WHERE state = 0;
 CREATE INDEX job_lane ON job (queue, lane, priority DESC, ready_at, place)
     WHERE state = 1 AND eligible < 2 AND lane IS NOT NULL;
 CREATE INDEX job_head ON job (queue, lane)
@@ -135,6 +139,7 @@ CREATE TABLE pace (
 
 -- Lanes of which jobs run, and parked ones.
 CREATE TABLE lane (
+    namespace integer NOT NULL,
     queue integer NOT NULL,
     name bytea NOT NULL,
     running bigint NOT NULL,
@@ -142,8 +147,10 @@ CREATE TABLE lane (
     PRIMARY KEY (queue, name)
 );
 CREATE INDEX lane_parked ON lane (queue, parked_until, name) WHERE parked_until IS NOT NULL;
+CREATE INDEX lane_soon ON lane (namespace, parked_until) WHERE parked_until IS NOT NULL;
 
 CREATE TABLE unique_key (
+    namespace integer NOT NULL,
     queue integer NOT NULL,
     key bytea NOT NULL,
     seq bigint NOT NULL,
@@ -154,7 +161,7 @@ CREATE TABLE unique_key (
     until double precision,
     PRIMARY KEY (queue, key)
 );
-CREATE INDEX unique_until ON unique_key (queue, until) WHERE until IS NOT NULL;
+CREATE INDEX unique_until ON unique_key (namespace, until) WHERE until IS NOT NULL;
 
 -- Claims that granted leases and may be asked again.
 CREATE TABLE claimed (
@@ -186,6 +193,7 @@ CREATE INDEX batch_expires ON batch (namespace, expires) WHERE expires IS NOT NU
 
 -- The state of the limiters of a queue (kind 0, lane '') or of one of its lanes (kind 1).
 CREATE TABLE budget (
+    namespace integer NOT NULL,
     queue integer NOT NULL,
     kind smallint NOT NULL,
     lane bytea NOT NULL,
@@ -194,7 +202,7 @@ CREATE TABLE budget (
     expires double precision NOT NULL,
     PRIMARY KEY (queue, kind, lane)
 );
-CREATE INDEX budget_expires ON budget (queue, expires);
+CREATE INDEX budget_expires ON budget (namespace, expires);
 
 CREATE TABLE register (
     namespace integer NOT NULL,

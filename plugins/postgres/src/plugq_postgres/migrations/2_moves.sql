@@ -31,7 +31,8 @@ CREATE FUNCTION now_v1(p_namespace integer, p_clock double precision) RETURNS do
 LANGUAGE sql AS $$
     SELECT greatest(
         coalesce(p_clock, extract(epoch FROM clock_timestamp())::double precision),
-        (SELECT max(queue.now) FROM queue WHERE queue.namespace = p_namespace),
+        (SELECT queue.now FROM queue WHERE queue.namespace::bigint = p_namespace::bigint
+            ORDER BY queue.now DESC LIMIT 1),
         (SELECT n.now FROM namespace n WHERE n.id = p_namespace)
     )
 $$;
@@ -133,8 +134,8 @@ BEGIN
     SELECT array_agg(m.queue), array_agg(m.lane) INTO queues, lanes
     FROM unnest(p_moves) AS m WHERE m.lane IS NOT NULL;
     IF queues IS NOT NULL THEN
-        INSERT INTO lane AS l (queue, name, running)
-        SELECT m.queue, m.lane, sum((m.after IS NOT DISTINCT FROM 2)::integer
+        INSERT INTO lane AS l (namespace, queue, name, running)
+        SELECT p_namespace, m.queue, m.lane, sum((m.after IS NOT DISTINCT FROM 2)::integer
             - (m.before IS NOT DISTINCT FROM 2)::integer)
         FROM unnest(p_moves) AS m WHERE m.lane IS NOT NULL AND 2 IN (m.before, m.after)
         GROUP BY m.queue, m.lane

@@ -33,8 +33,8 @@ BEGIN
             id_ttl, unique_ttl, unique_mode, id, submission, lane, batch, unique_key, origin, body
         FROM s ORDER BY n
     ), held AS (
-        INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until)
-        SELECT queue, unique_key, seq, seq, id, generation, (ready_at <= p_now)::integer,
+        INSERT INTO unique_key (namespace, queue, key, seq, place, id, generation, state, until)
+        SELECT p_namespace, queue, unique_key, seq, seq, id, generation, (ready_at <= p_now)::integer,
             CASE WHEN unique_mode = 2 THEN p_now + unique_ttl END
         FROM s WHERE unique_key IS NOT NULL
         ON CONFLICT (queue, key) DO UPDATE SET seq = excluded.seq, place = excluded.place,
@@ -65,8 +65,9 @@ CREATE FUNCTION submit_v1(p_namespace integer, p_clock double precision, p_wait 
     p_id_ttls double precision[], p_not_after double precision[], p_origins bytea[],
     OUT now double precision, OUT listened boolean, OUT letters text, OUT statuses smallint[],
     OUT ids bytea[], OUT states smallint[], OUT seqs bigint[], OUT generations bigint[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     locked integer[] := ARRAY(SELECT DISTINCT q FROM unnest(p_queues) AS q ORDER BY q);
     jobs new_job_v1[];
@@ -89,11 +90,11 @@ BEGIN
         PERFORM 1 FROM queue WHERE queue.id = ANY (locked)
             AND (queue.draining OR queue.max_length IS NOT NULL)
         UNION ALL
-        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id)
-            JOIN job ON job.queue = s.queue AND job.id = s.id
-        UNION ALL
-        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id)
-            JOIN done ON done.queue = s.queue AND done.id = s.id;
+        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id) CROSS JOIN LATERAL (
+            SELECT 1 FROM job WHERE job.queue = s.queue AND job.id = s.id
+            UNION ALL
+            SELECT 1 FROM done WHERE done.queue = s.queue AND done.id = s.id
+        ) j;
     END IF;
     IF p_plain AND NOT FOUND THEN
         SELECT * INTO inserted FROM insert_v1(p_namespace, now, jobs, NULL);
@@ -450,9 +451,10 @@ CREATE FUNCTION in_vain_v1(p_namespace integer, p_now double precision, p_queues
         AND NOT EXISTS (
             SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
                 q.limits <> '' OR q.lane_limits <> ''
-                OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1)
-                OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 0
-                    AND ready_at <= p_now)
+                OR (SELECT true FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1
+                    LIMIT 1)
+                OR (SELECT true FROM job WHERE job.queue = q.id AND state = 0
+                    AND ready_at <= p_now LIMIT 1)
             )
         )
         AND NOT repeated_v1(p_namespace, p_worker, p_number)
@@ -476,8 +478,9 @@ CREATE FUNCTION settle_v1(p_namespace integer, p_clock double precision, p_wait 
     OUT l_priority bigint[], OUT l_crashes bigint[], OUT l_unknown bigint[],
     OUT l_submitted_at double precision[], OUT l_started_at double precision[],
     OUT l_deadline_in double precision[], OUT l_unknown_for double precision[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     locked integer[] := ARRAY(
         SELECT DISTINCT q FROM unnest(p_queues || p_claim_queues) AS q ORDER BY q
@@ -547,8 +550,9 @@ BEGIN
         SELECT DISTINCT ON (job.seq) a.*, job.seq, job.crashes, job.unknown AS unknowns,
             job.unknown_since, CASE WHEN job.cancel THEN a.to_cancelled
                 WHEN job.attempt < job.max_attempts THEN a.to_left ELSE a.to_last END AS state
-        FROM asked a JOIN job ON job.queue = a.queue AND job.id = a.id
-        WHERE job.token = a.token AND job.state = 2 ORDER BY job.seq, a.n
+        FROM asked a CROSS JOIN LATERAL (
+            SELECT * FROM job WHERE job.queue = a.queue AND job.id = a.id OFFSET 0
+        ) job WHERE job.token = a.token AND job.state = 2 ORDER BY job.seq, a.n
     )
     SELECT array_agg(f.n) AS places, array_agg(f.state) AS states,
         array_agg(DISTINCT f.queue) AS queues,
@@ -594,8 +598,9 @@ CREATE FUNCTION renew_v1(p_namespace integer, p_clock double precision, p_wait t
     p_queues integer[], p_ids bytea[], p_tokens bigint[], p_progress bytea[],
     p_lease double precision, p_held boolean, p_worker bytea, p_number bigint,
     OUT now double precision, OUT listened boolean, OUT letters text, OUT replies smallint[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     locked integer[];
     held bigint[];
@@ -650,16 +655,13 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT array_fill(p_value::smallint, ARRAY[array_length(p_like, 1)])
 $$;
 
--- Begin a transaction of several statements: as enter_v1, of all queues where none are named.
+-- Begin a transaction of several statements: as enter_v1.
 CREATE FUNCTION begin_v1(p_path text, p_namespace integer, p_clock double precision, p_wait text,
     p_queues integer[]) RETURNS double precision LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('search_path', p_path, true), set_config('jit', 'off', true),
-        set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-        set_config('enable_mergejoin', 'off', true);
-    IF p_queues IS NULL THEN
-        p_queues := ARRAY(SELECT id FROM queue WHERE namespace = p_namespace);
-    END IF;
+        set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true),
+        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
     RETURN enter_v1(p_namespace, p_clock, p_wait, p_queues);
 END $$;
 
