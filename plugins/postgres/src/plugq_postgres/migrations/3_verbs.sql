@@ -234,10 +234,13 @@ END $$;
 
 -- In how many seconds the next job of a queue falls due.
 CREATE FUNCTION due_in_v1(p_queue integer, p_now double precision) RETURNS double precision
-LANGUAGE sql AS $$
-    SELECT greatest(0, ready_at - p_now) FROM job WHERE queue = p_queue AND state = 0
-    ORDER BY ready_at LIMIT 1
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT greatest(0, ready_at - p_now) FROM job WHERE queue = p_queue AND state = 0
+        ORDER BY ready_at LIMIT 1
+    );
+END $$;
 
 -- Queue what has fallen due, and tell in how many seconds the next job does.
 CREATE FUNCTION promote_due_v1(p_namespace integer, p_now double precision, p_queue integer,
@@ -356,27 +359,35 @@ CREATE FUNCTION leases_v1(p_namespace integer, p_now double precision, p_queues 
     OUT l_generation bigint[], OUT l_priority bigint[], OUT l_crashes bigint[],
     OUT l_unknown bigint[], OUT l_submitted_at double precision[],
     OUT l_started_at double precision[], OUT l_deadline_in double precision[],
-    OUT l_unknown_for double precision[]) LANGUAGE sql AS $$
+    OUT l_unknown_for double precision[]) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
     SELECT array_agg(queue), array_agg(task), array_agg(id), array_agg(body), array_agg(lane),
         array_agg(batch), array_agg(token), array_agg(attempt), array_agg(max_attempts),
         array_agg(place), array_agg(generation), array_agg(priority), array_agg(crashes),
         array_agg(unknown), array_agg(submitted_at), array_agg(started_at),
         array_agg(deadline_at - p_now), array_agg(coalesce(p_now - unknown_since, 0))
+    INTO l_queue, l_task, l_id, l_body, l_lane, l_batch, l_token, l_attempt, l_max_attempts,
+        l_seq, l_generation, l_priority, l_crashes, l_unknown, l_submitted_at, l_started_at,
+        l_deadline_in, l_unknown_for
     FROM (
         SELECT * FROM job WHERE namespace = p_namespace AND worker = p_worker AND state = 2
             AND number = p_number
         ORDER BY coalesce(array_position(p_queues, queue), 1000000), token
-    ) s
-$$;
+    ) s;
+END $$;
 
 -- Whether a claim was granted leases, as far as that is remembered: while one of them stands anyway.
 CREATE FUNCTION repeated_v1(p_namespace integer, p_worker bytea, p_number bigint) RETURNS boolean
-LANGUAGE sql AS $$
-    SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND worker = p_worker
-            AND number = p_number)
-        OR EXISTS (SELECT 1 FROM job WHERE namespace = p_namespace AND worker = p_worker
-            AND state = 2 AND number = p_number)
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND worker = p_worker
+                AND number = p_number)
+            OR EXISTS (SELECT 1 FROM job WHERE namespace = p_namespace AND worker = p_worker
+                AND state = 2 AND number = p_number)
+    );
+END $$;
 
 -- Serve a claim of queues that no limiter bounds, whose rows are locked. Where one is limited
 -- after all, "limited" is true and nothing was done.
@@ -443,22 +454,25 @@ END $$;
 -- Whether a claim would find nothing and change nothing, looked at without a lock: its peer is known
 -- to be idle, so that whoever stores a job after this look wakes it.
 CREATE FUNCTION in_vain_v1(p_namespace integer, p_now double precision, p_queues integer[],
-    p_worker bytea, p_peer bytea, p_number bigint) RETURNS boolean LANGUAGE sql AS $$
-    SELECT (p_peer = '' OR EXISTS (
-            SELECT 1 FROM peer WHERE peer.namespace = p_namespace AND peer.name = p_peer
-                AND peer.since <> 0 AND peer.queues @> p_queues
-        ))
-        AND NOT EXISTS (
-            SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
-                q.limits <> '' OR q.lane_limits <> ''
-                OR (SELECT true FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1
-                    LIMIT 1)
-                OR (SELECT true FROM job WHERE job.queue = q.id AND state = 0
-                    AND ready_at <= p_now LIMIT 1)
+    p_worker bytea, p_peer bytea, p_number bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT (p_peer = '' OR EXISTS (
+                SELECT 1 FROM peer WHERE peer.namespace = p_namespace AND peer.name = p_peer
+                    AND peer.since <> 0 AND peer.queues @> p_queues
+            ))
+            AND NOT EXISTS (
+                SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
+                    q.limits <> '' OR q.lane_limits <> ''
+                    OR (SELECT true FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1
+                        LIMIT 1)
+                    OR (SELECT true FROM job WHERE job.queue = q.id AND state = 0
+                        AND ready_at <= p_now LIMIT 1)
+                )
             )
-        )
-        AND NOT repeated_v1(p_namespace, p_worker, p_number)
-$$;
+            AND NOT repeated_v1(p_namespace, p_worker, p_number)
+    );
+END $$;
 
 -- End attempts, then serve the claim, if there is one. p_left, p_last and p_cancelled say where each
 -- job goes: with attempts left, without, and where its cancelling was asked for. Answered are those

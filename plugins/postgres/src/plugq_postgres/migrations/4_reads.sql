@@ -128,24 +128,27 @@ END $$;
 -- When time next makes something due in a namespace, by the indexes; p_end says whether leases that
 -- lapse count, p_grace how long after its deadline a running job is ended.
 CREATE FUNCTION next_v1(p_namespace integer, p_end boolean, p_grace double precision)
-RETURNS double precision LANGUAGE sql STABLE AS $$
-    SELECT least(
-        (SELECT ready_at FROM job WHERE namespace = p_namespace AND state = 0
-            ORDER BY ready_at LIMIT 1),
-        (SELECT tidy_at FROM done WHERE namespace = p_namespace AND tidy_at IS NOT NULL
-            ORDER BY tidy_at LIMIT 1),
-        (SELECT expires FROM register WHERE namespace = p_namespace AND expires IS NOT NULL
-            ORDER BY expires LIMIT 1),
-        (SELECT until FROM unique_key WHERE namespace = p_namespace AND until IS NOT NULL
-            ORDER BY until LIMIT 1),
-        (SELECT deadline_at FROM job WHERE namespace = p_namespace AND state < 2
-            AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1),
-        CASE WHEN p_end THEN (SELECT lease_until FROM job
-            WHERE namespace = p_namespace AND state = 2 ORDER BY lease_until LIMIT 1) END,
-        CASE WHEN p_end THEN (SELECT deadline_at FROM job WHERE namespace = p_namespace
-            AND state = 2 AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1) + p_grace END
-    )
-$$;
+RETURNS double precision LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT least(
+            (SELECT ready_at FROM job WHERE namespace = p_namespace AND state = 0
+                ORDER BY ready_at LIMIT 1),
+            (SELECT tidy_at FROM done WHERE namespace = p_namespace AND tidy_at IS NOT NULL
+                ORDER BY tidy_at LIMIT 1),
+            (SELECT expires FROM register WHERE namespace = p_namespace AND expires IS NOT NULL
+                ORDER BY expires LIMIT 1),
+            (SELECT until FROM unique_key WHERE namespace = p_namespace AND until IS NOT NULL
+                ORDER BY until LIMIT 1),
+            (SELECT deadline_at FROM job WHERE namespace = p_namespace AND state < 2
+                AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1),
+            CASE WHEN p_end THEN (SELECT lease_until FROM job
+                WHERE namespace = p_namespace AND state = 2 ORDER BY lease_until LIMIT 1) END,
+            CASE WHEN p_end THEN (SELECT deadline_at FROM job WHERE namespace = p_namespace
+                AND state = 2 AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1) + p_grace END
+        )
+    );
+END $$;
 
 -- Whether a sweep has anything to do, and in which queues, looked at without a lock, and when the
 -- next one has. Of each kind it looks at p_limit rows.
