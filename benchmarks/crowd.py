@@ -1,4 +1,4 @@
-"""Many idle processes over one SQLite file: ``crowd.py DATABASE BOARD NUMBER``.
+"""Many idle processes over one store: ``crowd.py CONFIG BOARD NUMBER``.
 
 One process imports what they need and forks them, before it has any thread or connection. They end
 when standard input does.
@@ -19,10 +19,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from plugq.assembly import Assembly
 from plugq.job import Outcome
-from plugq.protocols.plugin import PluginContext
 from plugq.protocols.storage import ClaimRequest, Settlement, Storage
-from plugq_sqlite import SqliteStorage
 
 #: Process number, claims, jobs run, and the moment of the last claim that was granted something.
 _PLACE = struct.Struct("qqqq")
@@ -89,8 +88,8 @@ async def idle(storage: Storage, board: Board, place: int) -> None:
             board.write(place, claims, ran, claimed_at)
 
 
-async def until_terminated(database: Path, board: Board, place: int) -> None:
-    storage = SqliteStorage(SqliteStorage.Options(path=str(database)), PluginContext())
+async def until_terminated(assembly: Assembly, board: Board, place: int) -> None:
+    storage = assembly.storage()
     task = asyncio.create_task(idle(storage, board, place))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
@@ -103,14 +102,14 @@ def ended_early() -> bool:
     return os.waitpid(-1, os.WNOHANG) != (0, 0)
 
 
-def start(database: Path, board: Board, number: int) -> Iterator[int]:
+def start(assembly: Assembly, board: Board, number: int) -> Iterator[int]:
     """Fork the processes and yield their numbers; stops where one of them can not start."""
     for place in range(number):
         child = os.fork()
         if not child:
             code = 1
             try:
-                asyncio.run(until_terminated(database, board, place))
+                asyncio.run(until_terminated(assembly, board, place))
                 code = 0
             except BaseException:  # noqa: BLE001 - nothing of the parent's may run in a child
                 traceback.print_exc()
@@ -124,11 +123,13 @@ def start(database: Path, board: Board, number: int) -> Iterator[int]:
 
 
 def main() -> None:
-    database, shared, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    config, shared, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    # It imports the storage, and each process makes one of its own.
+    assembly = Assembly(config)
     assert threading.active_count() == 1
     children: list[int] = []
     try:
-        children.extend(start(database, Board(shared), number))
+        children.extend(start(assembly, Board(shared), number))
         if len(children) == number and not ended_early():
             sys.stdin.read()
     finally:

@@ -16,8 +16,9 @@ from typing import Any
 import bare
 import jobs
 from figures import Figures
-from processes import worker, write_config
+from processes import worker
 from settings import Settings
+from stores import Store, sqlite
 
 from plugq import Client, JobRequest, connect
 
@@ -58,11 +59,11 @@ async def fill(client: Client, task: Any, number: int) -> float:
     return number / (time.perf_counter() - began)
 
 
-async def sqlite(
-    folder: Path, synchronous: str, task: Any, number: int, concurrency: int | None
+async def shared(
+    folder: Path, store: Store, task: Any, number: int, concurrency: int | None
 ) -> tuple[float, float]:
     """Return jobs submitted and drained a second; the worker is a process of its own."""
-    config = write_config(folder, synchronous)
+    config = store.write(folder)
     ledger = jobs.Ledger(folder / "ledger", number)
     async with connect(config) as client:
         await client.queues.pause(QUEUE)
@@ -85,9 +86,9 @@ async def memory(
     return submitted, number / took
 
 
-async def singles(folder: Path, synchronous: str, number: int) -> tuple[float, float]:
+async def singles(folder: Path, store: Store, number: int) -> tuple[float, float]:
     """Return submits a second of one job a call: 100 calls in flight, and one at a time."""
-    async with connect(write_config(folder, synchronous)) as client:
+    async with connect(store.write(folder)) as client:
 
         def request(at: int) -> JobRequest[int]:
             return jobs.noop.job(at, jobs.TEXT)
@@ -111,35 +112,63 @@ async def singles(folder: Path, synchronous: str, number: int) -> tuple[float, f
     return together, alone
 
 
+def _shared(store: Store, task: Any, number: int, concurrency: int) -> Work:
+    return lambda at: shared(at, store, task, number, concurrency)
+
+
+def cases_of(store: Store, number: int) -> dict[str, Work]:
+    return {
+        f"{store.name}, 32 slots": _shared(store, jobs.noop, number, 32),
+        f"{store.name}, 100 slots": _shared(store, jobs.noop, number, 100),
+        f"{store.name}, 200 slots": _shared(store, jobs.noop, number, 200),
+        f"{store.name}, 32 threads": _shared(store, jobs.noop_function, number, 32),
+    }
+
+
+def submissions(figures: Figures, settings: Settings, store: Store, number: int) -> None:
+    with settings.folder_for("submit") as folder:
+        together, alone = asyncio.run(singles(folder, store, number))
+    figures.record(f"{store.name}: submit, 100 in flight", together, "jobs/s")
+    figures.record(f"{store.name}: submit, one at a time", alone, "jobs/s")
+
+
+def measure(figures: Figures, settings: Settings, cases: dict[str, Work], bulk: set[str]) -> None:
+    for case, work in cases.items():
+        with settings.folder_for("drain") as folder:
+            submitted, done = asyncio.run(work(folder))
+        figures.record(f"{case}: drained", done, "jobs/s")
+        if case in bulk:
+            figures.record(f"{case.rpartition(',')[0]}: bulk submit", submitted, "jobs/s")
+
+
 def run(settings: Settings) -> Figures:
     figures = Figures("drain")
     number = settings.jobs or (4_000 if settings.quick else 20_000)
+    if settings.store is None:
+        built_in(figures, settings, number)
+        return figures
+    name = settings.store.name
+    for _ in range(settings.repeat):
+        measure(figures, settings, cases_of(settings.store, number), {f"{name}, 100 slots"})
+        submissions(figures, settings, settings.store, number)
+        figures.record("bare asyncio", asyncio.run(bare.asyncio_loop(number, 100)), "jobs/s")
+    return figures
+
+
+def built_in(figures: Figures, settings: Settings, number: int) -> None:
+    full, normal = sqlite("full"), sqlite("normal")
     cases: dict[str, Work] = {
         "memory, 32 slots": lambda at: memory(at, jobs.noop, number, 32),
         "memory, 100 slots": lambda at: memory(at, jobs.noop, number, 100),
         "memory, 32 threads": lambda at: memory(at, jobs.noop_function, number, 32),
-        "SQLite full, 32 slots": lambda at: sqlite(at, "full", jobs.noop, number, 32),
-        "SQLite full, 100 slots": lambda at: sqlite(at, "full", jobs.noop, number, 100),
-        "SQLite full, 200 slots": lambda at: sqlite(at, "full", jobs.noop, number, 200),
-        "SQLite full, 32 threads": lambda at: sqlite(at, "full", jobs.noop_function, number, 32),
-        "SQLite normal, 100 slots": lambda at: sqlite(at, "normal", jobs.noop, number, 100),
+        **cases_of(full, number),
+        "SQLite normal, 100 slots": _shared(normal, jobs.noop, number, 100),
     }
+    bulk = {"memory, 32 slots", "SQLite full, 100 slots", "SQLite normal, 100 slots"}
     for _ in range(settings.repeat):
-        for case, work in cases.items():
-            with settings.folder_for("drain") as folder:
-                submitted, done = asyncio.run(work(folder))
-            figures.record(f"{case}: drained", done, "jobs/s")
-            if case in {
-                "memory, 32 slots",
-                "SQLite full, 100 slots",
-                "SQLite normal, 100 slots",
-            }:
-                figures.record(f"{case.partition(',')[0]}: bulk submit", submitted, "jobs/s")
-        for synchronous in ("full", "normal"):
-            with settings.folder_for("submit") as folder:
-                together, alone = asyncio.run(singles(folder, synchronous, number))
-            figures.record(f"SQLite {synchronous}: submit, 100 in flight", together, "jobs/s")
-            figures.record(f"SQLite {synchronous}: submit, one at a time", alone, "jobs/s")
+        measure(figures, settings, cases, bulk)
+        for store, synchronous in ((full, "full"), (normal, "normal")):
+            submissions(figures, settings, store, number)
             with settings.folder_for("bare") as folder:
                 inserted, done = bare.sqlite_cycles(folder / "bare.db", synchronous, number)
             figures.record(f"bare SQLite {synchronous}: inserted", inserted, "rows/s")
@@ -153,4 +182,3 @@ def run(settings: Settings) -> Figures:
         )
         figures.ratio(f"SQLite {synchronous}: bulk submit", f"{engine}: inserted")
     figures.ratio("SQLite full, 100 slots: drained", "SQLite normal, 100 slots: drained")
-    return figures

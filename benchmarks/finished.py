@@ -1,7 +1,8 @@
-"""Whether finished jobs cost anything: claim and settle beside few and beside many of them.
+"""Whether what is stored costs anything: claim and settle beside few and beside many jobs.
 
-The store is filled with `restore`, as a migration does it. Both stores are open at once and are
-measured in turn, and every claim and settlement is checked.
+The store is filled with `restore`, as a migration does it: finished jobs, and a tenth as many that
+wait for their time. Both stores are open at once and are measured in turn, and every claim and
+settlement is checked.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from figures import Figures
 from settings import Settings
+from stores import MEMORY, sqlite
 
 from plugq.assembly import Assembly
 from plugq.job import JobRecord, JobState, Outcome
@@ -28,6 +29,20 @@ FEW = 1_000
 #: Jobs of one call of restore and of submit, and of one claim.
 CHUNK, CLAIM = 1_000, 100
 BODY, RESULT = bytes(120), bytes(20)
+
+
+def delayed(number: int, now: float) -> JobRecord:
+    return JobRecord(
+        queue=QUEUE,
+        id=uuid7(),
+        task=TASK,
+        state=JobState.DELAYED,
+        sequence=number + 1,
+        submission=os.urandom(16),
+        submitted_at=now,
+        ready_at=now + 86_400 + number / 1_000,
+        body=BODY,
+    )
 
 
 def finished(number: int, now: float) -> JobRecord:
@@ -55,9 +70,13 @@ def finished(number: int, now: float) -> JobRecord:
 async def restore(storage: Storage, number: int) -> float:
     """Fill the store and return jobs a second."""
     now, began = time.time(), time.perf_counter()
-    for start in range(0, number, CHUNK):
-        await storage.restore([finished(at, now) for at in range(start, start + CHUNK)])
-    return number / (time.perf_counter() - began)
+    total = number + number // 10
+    for start in range(0, total, CHUNK):
+        numbers = range(start, min(start + CHUNK, total))
+        await storage.restore(
+            [finished(at, now) if at < number else delayed(at, now) for at in numbers]
+        )
+    return total / (time.perf_counter() - began)
 
 
 async def submit(storage: Storage, lanes: Sequence[str | None]) -> None:
@@ -121,8 +140,8 @@ async def sweep(storage: Storage) -> float:
 
 
 @contextlib.asynccontextmanager
-async def opened(options: dict[str, Any]) -> AsyncIterator[Storage]:
-    storage = Assembly({"storage": options}).storage()
+async def opened(config: dict[str, Any]) -> AsyncIterator[Storage]:
+    storage = Assembly(config).storage()
     await storage.start()
     try:
         yield storage
@@ -148,20 +167,23 @@ async def compare(
         figures.ratio(f"{name}, {many:,} finished: {step}", f"{name}, {few:,} finished: {step}")
 
 
-def stores_of(folder: Path, many: int) -> dict[int, dict[str, Any]]:
-    return {
-        number: {"use": "sqlite", "path": str(folder / f"{number}.db")} for number in (FEW, many)
-    }
+def compared(
+    compare: Callable[..., Coroutine[Any, Any, None]], figures: Figures, settings: Settings
+) -> None:
+    """Compare a store that holds few jobs with one that holds many, of each kind of storage."""
+    wanted = settings.jobs or (20_000 if settings.quick else 1_000_000)
+    many = max(10 * FEW, wanted // CHUNK * CHUNK)
+    # A fifth of it, in memory, is to be more than the few.
+    sizes = [(MEMORY, many // 5 // CHUNK * CHUNK), (sqlite(), many)]
+    if settings.store is not None:
+        sizes = [(settings.store, many)]
+    for store, size in sizes:
+        with settings.folder_for(figures.benchmark) as folder:
+            stores = {number: store.deployment(folder, f"n{number}") for number in (FEW, size)}
+            asyncio.run(compare(figures, store.name, stores, settings))
 
 
 def run(settings: Settings) -> Figures:
     figures = Figures("finished")
-    wanted = settings.jobs or (20_000 if settings.quick else 1_000_000)
-    # A fifth of it, in memory, is to be more than the few.
-    many = max(10 * FEW, wanted // CHUNK * CHUNK)
-    in_memory = many // 5 // CHUNK * CHUNK
-    memory = {number: {"use": "memory"} for number in (FEW, in_memory)}
-    asyncio.run(compare(figures, "memory", memory, settings))
-    with settings.folder_for("finished") as folder:
-        asyncio.run(compare(figures, "SQLite full", stores_of(folder, many), settings))
+    compared(compare, figures, settings)
     return figures

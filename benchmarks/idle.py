@@ -1,6 +1,6 @@
 """What processes cost that have nothing to do, and how soon they begin when there is something.
 
-Two workers and a client over one SQLite file are left alone while their storage calls and their
+Two workers and a client over one store are left alone while their storage calls and their
 processor time are counted; the worker that sweeps is the elected one. Then jobs are submitted one
 at a time, with random gaps, by another process than the one that runs them: the start is stamped
 with the clock that both processes share.
@@ -16,8 +16,9 @@ from typing import Any
 
 import jobs
 from figures import Figures
-from processes import Station, worker, write_config
+from processes import Station, worker
 from settings import Settings
+from stores import Store, sqlite
 
 from plugq import connect
 
@@ -26,8 +27,8 @@ SETTLE = 3.0
 SHORTEST, LONGEST = 0.005, 0.05
 
 
-def at_rest(figures: Figures, folder: Path, seconds: float) -> None:
-    config = write_config(folder, name="idle")
+def at_rest(figures: Figures, folder: Path, store: Store, seconds: float) -> None:
+    config = store.write(folder, "idle")
     stations = [Station(config, role) for role in ("worker", "worker", "client")]
     try:
         time.sleep(SETTLE)
@@ -75,12 +76,13 @@ async def latencies(figures: Figures, config: Path, number: int) -> None:
 
 def run(settings: Settings) -> Figures:
     figures = Figures("idle")
+    store = settings.store or sqlite()
     for _ in range(settings.repeat):
         with settings.folder_for("latency") as folder:
-            config = write_config(folder)
+            config = store.write(folder)
             with worker(config):
                 number = 50 if settings.quick else 300
                 asyncio.run(latencies(figures, config, number))
     with settings.folder_for("idle") as folder:
-        at_rest(figures, folder, 5 if settings.quick else 60)
+        at_rest(figures, folder, store, 5 if settings.quick else 60)
     return figures

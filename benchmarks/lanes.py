@@ -7,18 +7,16 @@ at once and are measured in turn, and every claim and settlement is checked.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from typing import Any
 
 from figures import Figures
-from finished import CHUNK, CLAIM, QUEUE, cycles, opened, stores_of, submit, sweep
+from finished import CHUNK, CLAIM, QUEUE, compared, cycles, opened, submit, sweep
 from settings import Settings
 
 from plugq.protocols.storage import ClaimRequest, Storage
 
-FEW = 1_000
 BUSY, OTHERS = "busy", 1_000
 #: Seconds for which the one job of the busy lane holds it.
 LONG = 86_400.0
@@ -59,11 +57,5 @@ async def compare(
 
 def run(settings: Settings) -> Figures:
     figures = Figures("lanes")
-    many = max(10 * FEW, settings.jobs or (20_000 if settings.quick else 1_000_000))
-    many = many // CHUNK * CHUNK
-    in_memory = max(5 * FEW, many // 5 // CHUNK * CHUNK)
-    memory = {number: {"use": "memory"} for number in (FEW, in_memory)}
-    asyncio.run(compare(figures, "memory", memory, settings))
-    with settings.folder_for("lanes") as folder:
-        asyncio.run(compare(figures, "SQLite full", stores_of(folder, many), settings))
+    compared(compare, figures, settings)
     return figures

@@ -15,17 +15,6 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def write_config(folder: Path, synchronous: str = "full", *, name: str = "jobs") -> Path:
-    """Write the configuration of a deployment whose jobs are in a file of that folder."""
-    path = folder / f"{name}.toml"
-    path.write_text(
-        f'app = "jobs"\n[storage]\nuse = "sqlite"\npath = "{name}.db"\n'
-        f'synchronous = "{synchronous}"\n',
-        "utf-8",
-    )
-    return path
-
-
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return an environment in which processes find the tasks of the benchmarks."""
     found = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]

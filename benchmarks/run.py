@@ -1,4 +1,4 @@
-"""The benchmarks: ``python benchmarks/run.py [NAME …] [--jobs N] [--repeat N] [--json FILE]``.
+"""The benchmarks: ``python benchmarks/run.py [NAME …] [--jobs N] [--repeat N] [--storage NAME] …``.
 
 Names are drain, finished, lanes, idle, wake, start and all, which is the default. README.md says
 what each figure means. Figures of one run may be compared with each other, those of two machines
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from figures import machine
 from settings import Settings
+from stores import Store, chosen
 
 NAMES = ("drain", "finished", "lanes", "idle", "wake", "start")
 
@@ -23,6 +24,17 @@ def disk() -> Path:
     """Return where files may lie; what is kept in memory there would make every fsync free."""
     lasting = Path("/var/tmp")  # noqa: S108 - only a place for new folders of our own
     return lasting if lasting.is_dir() else Path(tempfile.gettempdir())
+
+
+def store_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Store | None:
+    if options.storage is None:
+        if options.set:
+            parser.error("--set is an option of the storage that --storage names")
+        return None
+    try:
+        return chosen(options.storage, options.label, options.set)
+    except ValueError as error:
+        parser.error(f"--set: {error}")
 
 
 def main() -> None:
@@ -34,6 +46,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--folder", type=Path, default=disk(), help="where the files lie")
+    parser.add_argument("--storage", metavar="NAME", help="measure this one, as [storage] use")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of it; {name} stands for a new name, {folder} for the folder",
+    )
+    parser.add_argument("--label", help="what the figures call it")
     options = parser.parse_args()
     if wrong := set(options.names) - {*NAMES, "all"}:
         parser.error(f"no benchmark {min(wrong)!r}; there are {', '.join(NAMES)}")
@@ -44,6 +65,7 @@ def main() -> None:
         repeat=options.repeat or (1 if options.quick else 3),
         quick=options.quick,
         folder=options.folder,
+        store=store_of(parser, options),
     )
     lines = [machine(settings.folder)]
     print(json.dumps(lines[0]), flush=True)

@@ -9,16 +9,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from stores import Store
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much is measured and where the files lie; ``None`` leaves a size to the benchmark."""
+    """How much is measured, where the files lie, and of which storage.
+
+    ``None`` leaves a size to the benchmark, and the storages as well: memory and SQLite.
+    """
 
     jobs: int | None
     processes: int | None
     repeat: int
     quick: bool
     folder: Path
+    store: Store | None
 
     @contextlib.contextmanager
     def folder_for(self, name: str) -> Iterator[Path]:

@@ -1,6 +1,6 @@
 """One job and a hundred idle processes: how many wake, what that costs, and how soon it runs.
 
-The processes watch one SQLite file and are registered as idle. Each claims when it is told that
+The processes watch one store and are registered as idle. Each claims when it is told that
 there may be work, and settles what it gets. Their own count of claims, the processor time of all of
 them and the moment of the claim lie in shared memory, so that asking for them wakes nobody.
 """
@@ -19,6 +19,7 @@ from crowd import Board
 from figures import Figures
 from processes import HERE, environment, processor_time
 from settings import Settings
+from stores import sqlite
 
 from plugq.assembly import Assembly
 from plugq.protocols.storage import NewJob, Storage
@@ -52,8 +53,8 @@ async def one_job(storage: Storage, board: Board, figures: Figures) -> None:
         figures.record("processor time of all processes", cost * 1e3, "ms")
 
 
-async def measure(figures: Figures, path: Path, board: Board, rounds: int) -> None:
-    storage = Assembly({"storage": {"use": "sqlite", "path": str(path)}}).storage()
+async def measure(figures: Figures, config: Path, board: Board, rounds: int) -> None:
+    storage = Assembly(config).storage()
     await storage.start()
     try:
         for _ in range(rounds):
@@ -66,11 +67,12 @@ def run(settings: Settings) -> Figures:
     figures = Figures("wake")
     number = settings.processes or (10 if settings.quick else 100)
     with settings.folder_for("wake") as folder:
-        path, shared = folder / "jobs.db", folder / "board"
+        config = (settings.store or sqlite()).write(folder)
+        shared = folder / "board"
         board = Board(shared, number)
         began = time.perf_counter()
         crowd = subprocess.Popen(
-            [sys.executable, HERE / "crowd.py", path, shared, str(number)],
+            [sys.executable, HERE / "crowd.py", config, shared, str(number)],
             stdin=subprocess.PIPE,
             env=environment(),
         )
@@ -80,7 +82,7 @@ def run(settings: Settings) -> Figures:
                 time.sleep(0.05)
             figures.record(f"{number} processes ready", time.perf_counter() - began, "s")
             time.sleep(CALM)
-            asyncio.run(measure(figures, path, board, 3 if settings.quick else 20))
+            asyncio.run(measure(figures, config, board, 3 if settings.quick else 20))
         finally:
             assert crowd.stdin is not None
             crowd.stdin.close()

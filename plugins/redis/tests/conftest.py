@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,19 +202,45 @@ class RedisCluster:
 
     def move(self, slot: int, *, source: int, target: int) -> None:
         """Move a slot with all its keys from one node to another."""
-        giver, taker = self.nodes[source], self.nodes[target]
-        names = [node.command("CLUSTER", "MYID") for node in (giver, taker)]
-        taker.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
-        giver.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
-        while keys := giver.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            giver.command("MIGRATE", "127.0.0.1", taker.port, "", 0, 5_000, "KEYS", *keys)
-        for node in (taker, giver):
-            node.command("CLUSTER", "SETSLOT", slot, "NODE", names[1])
+        moving = Moving(self, slot, source, target)
+        while moving.send(*moving.waiting(100)):
+            pass
+        moving.end()
 
     def _knows_all(self, node: RedisServer) -> bool:
         info = node.command("CLUSTER", "INFO")
         known = node.command("CLUSTER", "SLOTS")
         return b"cluster_state:ok" in info and len(known) == len(self.nodes)
+
+
+class Moving:
+    """A slot on its way from one node to another, which has begun."""
+
+    def __init__(self, cluster: RedisCluster, slot: int, source: int, target: int) -> None:
+        self._slot = slot
+        self._giver, self._taker = cluster.nodes[source], cluster.nodes[target]
+        self._names = [
+            node.command("CLUSTER", "MYID").decode() for node in (self._giver, self._taker)
+        ]
+        self._taker.command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._names[0])
+        self._giver.command("CLUSTER", "SETSLOT", slot, "MIGRATING", self._names[1])
+
+    def waiting(self, most: int = 1_000_000) -> list[bytes]:
+        """Return keys that have not left yet."""
+        found: list[bytes] = self._giver.command("CLUSTER", "GETKEYSINSLOT", self._slot, most)
+        return found
+
+    def send(self, *keys: bytes) -> bool:
+        """Send keys; return whether there were any."""
+        if keys:
+            place = ("127.0.0.1", self._taker.port, "", 0, 5_000)
+            self._giver.command("MIGRATE", *place, "KEYS", *keys)
+        return bool(keys)
+
+    def end(self) -> None:
+        """Let the taker have the slot, once all keys are there."""
+        for node in (self._taker, self._giver):
+            node.command("CLUSTER", "SETSLOT", self._slot, "NODE", self._names[1])
 
 
 @contextlib.contextmanager
@@ -262,6 +289,19 @@ def own_cluster() -> Iterator[RedisCluster]:
     """A cluster of the test's own, whose nodes may be stopped."""
     with running_cluster() as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def moving_cluster() -> Iterator[RedisCluster]:
+    """A cluster of a module's own, in which slots may be moved."""
+    with running_cluster() as one:
+        yield one
+
+
+@pytest.fixture
+def start_moving(moving_cluster: RedisCluster) -> Callable[..., Moving]:
+    """Begins to move a slot of that cluster."""
+    return partial(Moving, moving_cluster)
 
 
 @pytest.fixture

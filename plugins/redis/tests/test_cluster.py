@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
+import plugq
+from plugq.assembly import Assembly
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq.job import JobRef, Outcome
+from plugq.job import JobRef, JobState, Outcome
 from plugq.protocols import (
+    Cancel,
     ClaimRequest,
     Drain,
+    LeaseRef,
     NewJob,
     PluginContext,
+    RenewReply,
     Settlement,
     SubmitStatus,
     SweepRequest,
@@ -104,6 +110,119 @@ async def test_a_node_that_is_down_stops_no_queue_of_the_others(
             await storage.claim(claim(5, queues=(down,)))
         own_cluster.nodes[2].start()
         await until(lambda: storage.submit([new_job("c", queue=down)]))
+
+
+@contextlib.asynccontextmanager
+async def two_queues(cluster: Any, open_store: OpenStore) -> Any:
+    """A storage, a queue of a node that stays, and one of a node that may be stopped."""
+    for node in cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    namespace = namespace_on(0)
+    async with open_store(cluster.url, namespace=namespace) as storage:
+        yield storage, queue_on(1, namespace=namespace), queue_on(2, namespace=namespace)
+
+
+async def test_a_settlement_that_was_half_done_is_done_by_its_repetition(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    """What was done before is done no second time."""
+    async with two_queues(own_cluster, open_store) as (storage, up, lost):
+        await storage.submit([new_job("a", queue=up), new_job("b", queue=lost)])
+        settlements = succeed((await storage.claim(claim(2, queues=(up, lost)))).leases)
+        own_cluster.nodes[2].stop()
+        with pytest.raises(OutcomeUnknown, match="again is safe"):
+            await storage.settle(settlements)
+        (first,) = await storage.get([JobRef(up, "a")])
+        assert first is not None
+        assert (first.state, first.result) == (JobState.SUCCEEDED, b"null")
+        own_cluster.nodes[2].start()
+        replies, _ = await until(lambda: storage.settle(settlements))
+        assert [reply.lost for reply in replies] == [True, False]
+        found = await storage.get([JobRef(up, "a"), JobRef(lost, "b")])
+        assert [job and (job.state, job.result) for job in found] == [
+            (JobState.SUCCEEDED, b"null"),
+            (JobState.SUCCEEDED, b"null"),
+        ]
+        totals = [stats.totals for stats in (await storage.stats()).tasks]
+        assert [(each["started"], each["succeeded"]) for each in totals] == [(1, 1), (1, 1)]
+
+
+async def test_renewals_and_edits_that_were_half_done_can_be_repeated(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    async with two_queues(own_cluster, open_store) as (storage, up, lost):
+        for id in ("a", "b"):
+            await storage.submit([new_job(id, queue=up), new_job(id, queue=lost)])
+        leases = (await storage.claim(claim(1, queues=(up,)))).leases
+        leases += (await storage.claim(claim(1, queues=(lost,)))).leases
+        held = [LeaseRef(lease.queue, lease.id, lease.token) for lease in leases]
+        waiting = (JobRef(up, "b"), JobRef(lost, "b"))
+        own_cluster.nodes[2].stop()
+        with pytest.raises(OutcomeUnknown):
+            await storage.renew(held, lease=60.0)
+        with pytest.raises(OutcomeUnknown):
+            await storage.edit(Cancel(waiting))
+        own_cluster.nodes[2].start()
+        assert await until(lambda: storage.renew(held, lease=60.0)) == [RenewReply.OK] * 2
+        replies = await until(lambda: storage.edit(Cancel(waiting)))
+        assert [reply.state for reply in replies] == [JobState.CANCELLED] * 2
+
+
+async def test_a_node_that_is_down_keeps_no_outcome_of_the_others_back(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    """Nor is its queue forgotten: who finds nothing in the others looks again soon."""
+    async with two_queues(own_cluster, open_store) as (storage, up, lost):
+        await storage.submit([new_job("a", queue=up)])
+        await storage.submit([new_job("b", queue=lost)])
+        leases = (await storage.claim(claim(1, queues=(up,)))).leases
+        own_cluster.nodes[2].stop()
+        replies, reply = await storage.settle(succeed(leases), claim(5, queues=(up, lost)))
+        assert [each.state for each in replies] == [JobState.SUCCEEDED]
+        replies, again = await storage.settle([], claim(5, queues=(lost,)))
+        for found in (reply, again, await storage.claim(claim(5, queues=(up, lost)))):
+            assert (found.leases, found.next_in) == ((), 1.0)
+        own_cluster.nodes[2].start()
+        leases = (await until(lambda: storage.claim(claim(5, queues=(up, lost))))).leases
+        assert [lease.id for lease in leases] in ([], ["b"])
+
+
+async def test_a_worker_of_two_queues_outlives_the_node_of_one(
+    own_cluster: Any,
+) -> None:
+    """Its jobs end once each, those of the other queue while the node is down."""
+    for node in own_cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    namespace = namespace_on(0)
+    up, lost = (queue_on(number, namespace=namespace) for number in (1, 2))
+    app, runs = plugq.App(), dict.fromkeys((up, lost), 0)
+    gate = threading.Event()
+
+    @app.task("gated")
+    def gated(queue: str) -> str:
+        runs[queue] += 1
+        assert gate.wait(PATIENCE)
+        return queue
+
+    config = {
+        "namespace": namespace,
+        "storage": {"use": "redis", "url": own_cluster.url, "timeout": 1.0},
+        "worker": {"queues": [up, lost]},
+    }
+    assembly = Assembly(config)
+    async with assembly.client() as client, plugq.Worker(app, assembly=assembly):
+        handles = [
+            await client.submit(gated.job(queue).options(queue=queue)) for queue in (up, lost)
+        ]
+        async with asyncio.timeout(PATIENCE):
+            while set(runs.values()) != {1}:
+                await asyncio.sleep(0.01)
+        own_cluster.nodes[2].stop()
+        gate.set()
+        assert await handles[0].result(PATIENCE) == up
+        own_cluster.nodes[2].start()
+        assert await handles[1].result(PATIENCE) == lost
+        assert runs == {up: 1, lost: 1}
 
 
 async def test_a_slot_that_has_moved_is_found(

@@ -16,7 +16,7 @@ _IN_SCRIPTS = (
 #: often the server syncs its file.
 _BY_THEMSELVES = (
     "evalsha script|load subscribe unsubscribe ping select info config|get",
-    "cluster|slots asking",
+    "cluster|slots",
 )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from redis.exceptions import (
     AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
     MovedError,
     NoPermissionError,
     NoScriptError,
@@ -16,6 +16,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -60,6 +61,9 @@ _KINDS: dict[type[BaseException], str] = {
     ReadOnlyError: "READONLY",
     OutOfMemoryError: "OOM",
     NoPermissionError: "NOPERM",
+    MasterDownError: "MASTERDOWN",
+    ClusterDownError: "CLUSTERDOWN",
+    TryAgainError: "TRYAGAIN",
 }
 
 #: How servers say that a user may not do what a script does; before version 7 and since.
@@ -88,26 +92,22 @@ def code_of(error: BaseException) -> str:
     return ""
 
 
-class Elsewhere(NamedTuple):
-    """Where a key is now, and whether the node has to be asked in a special way."""
-
-    node: tuple[str, int]
-    asking: bool
-
-
-def elsewhere(error: BaseException) -> Elsewhere | None:
-    """Return where a node of a cluster says that a key is; ``None`` if it says something else."""
-    words = str(error).split()
-    if words and words[0] in {"MOVED", "ASK"}:
-        words = words[1:]
-    elif not isinstance(error, AskError):
+def moved_to(error: BaseException) -> tuple[str, int] | None:
+    """Return to which node of a cluster a key has moved, ``None`` if the error says nothing."""
+    if not isinstance(error, MovedError):
         return None
-    address = words[-1] if words else ""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return None
-    moved = isinstance(error, MovedError) or str(error).startswith("MOVED")
-    return Elsewhere((host, int(port)), asking=not moved)
+    host, _, port = str(error).split()[-1].rpartition(":")
+    return host, int(port)
+
+
+def is_moving(error: BaseException) -> bool:
+    """Return whether keys are on their way to another node: the call was not even begun.
+
+    Whoever followed one of them there would find a part of what belongs together.
+    """
+    return code_of(error) == "TRYAGAIN" or (
+        isinstance(error, AskError) and not isinstance(error, MovedError)
+    )
 
 
 def refusal(error: BaseException, place: str, *, script: bool = False) -> PlugqError:

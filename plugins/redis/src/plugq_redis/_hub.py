@@ -11,6 +11,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from plugq.errors import PlugqError, Unavailable
@@ -257,8 +258,14 @@ class Hub:
         connection: AbstractConnection,
         behind: dict[bytes, list[Receiver[Any]]],
     ) -> None:
-        asked = False
+        asked, look = False, self._now() + _BEAT
         while True:
+            if self._now() >= look:
+                # What others publish is counted, and told first, where everybody subscribes.
+                if self._where().place != self._place:
+                    message = "the signals have moved to another node"
+                    raise RedisConnectionError(message)
+                look = self._now() + _BEAT
             # A read that ends by its own timeout leaves the connection as it is.
             wait = self._timeout if asked else _BEAT
             reply: Any = await connection.read_response(disable_decoding=True, timeout=wait)
@@ -273,6 +280,9 @@ class Hub:
             else:
                 asked = True
                 await self._say("PING")
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _take(self, reply: list[Any], behind: dict[bytes, list[Receiver[Any]]]) -> None:
         kind, channel = reply[:2]

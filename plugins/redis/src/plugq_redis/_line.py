@@ -287,27 +287,6 @@ class Line:
         return asyncio.get_running_loop().time()
 
 
-class AskingLine:
-    """The line to a node that is about to take a slot over, and has it for who asks for that."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self.timeout: float = line.timeout
-
-    async def call(self, *command: Part, writes: bool, within: float | None = None) -> Any:
-        """Send one command as :meth:`Line.call` does."""
-        # Nothing comes between the two, as both are put into the outbox at once.
-        asking = self._line.send("ASKING", writes=False)
-        asking.future.add_done_callback(_ignore)
-        return await self._line.call(*command, writes=writes, within=within)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    """Take note of whatever became of a call of which nobody wants to know."""
-    if not future.cancelled():
-        future.exception()
-
-
 async def _drop(connection: AbstractConnection) -> None:
     with contextlib.suppress(*BROKEN):
         await connection.disconnect(nowait=True)

@@ -1,13 +1,15 @@
 """The nodes of a cluster: which of them has a key, and a line to each that is used.
 
 A node that no longer has a key says where it is now and has done nothing, so such a call is sent
-there. Nothing else is ever sent twice.
+there. While the keys of a slot are moved, a call waits until all of them have arrived. Nothing else
+is ever sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,9 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq_redis._faults import BROKEN, broken, elsewhere, refusal, unusable
-from plugq_redis._line import AskingLine, Line, Part, not_started
-from plugq_redis._place import EVALSHA, Keys, Place, run_script
+from plugq_redis._faults import BROKEN, broken, is_moving, moved_to, refusal, unusable
+from plugq_redis._line import Line, Part, not_started
+from plugq_redis._place import Keys, Place, run_script, script_call
 from plugq_redis._records import encode, flat
 from plugq_redis._scripts import scripts
 
@@ -35,6 +37,8 @@ _WAKE = encode(["w"])
 _time = msgspec.msgpack.Decoder(float).decode
 #: How often a call follows the key that it is about.
 _MOST_MOVES = 5
+#: Seconds between looks at a slot that is being moved: the first pause and the longest.
+_FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.25
 _Node = tuple[str, int]
 _GONE: tuple[type[BaseException], ...] = (Unavailable, *BROKEN)
 
@@ -82,8 +86,9 @@ class Nodes:
         self._lines: dict[_Node, Line] = {}
         self._opening: dict[_Node, asyncio.Lock] = {}
         self._asking: asyncio.Task[None] | None = None
-        #: The latest time that any node told, and what the common clock said at which moment.
-        self._latest = 0.0
+        #: The latest time that any node told.
+        self.latest: float = 0.0
+        # What the common clock said at which moment.
         self._common_time, self._common_at = -_SLACK, 0.0
 
     @property
@@ -129,7 +134,7 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
 
-        async def send(line: Line | AskingLine) -> Any:
+        async def send(line: Line) -> Any:
             return await line.call(*command, writes=writes)
 
         return await self._follow(key, send)
@@ -142,10 +147,10 @@ class Nodes:
             OutcomeUnknown: it may have happened.
         """
         script = scripts()[name]
-        header = self.keys.header(cluster=True, known=self._latest)
-        command = EVALSHA, script.digest, 1, key, header, *arguments
+        header = self.keys.header(cluster=True, known=self.latest)
+        command = script_call(script, key, header, *arguments)
 
-        async def send(line: Line | AskingLine) -> Any:
+        async def send(line: Line) -> Any:
             return await run_script(line, script, command, writes=writes)
 
         try:
@@ -158,7 +163,7 @@ class Nodes:
 
         It is one time for all: whoever looks there must not live in the past of the others.
         """
-        self._latest = max(self._latest, now)
+        self.latest = max(self.latest, now)
         if self.keys.manual:
             return now > self._common_time
         elapsed = asyncio.get_running_loop().time() - self._common_at
@@ -166,7 +171,7 @@ class Nodes:
 
     def see_common(self, now: float) -> None:
         """Take note of what the common clock says."""
-        self._latest = max(self._latest, now)
+        self.latest = max(self.latest, now)
         self._common_time, self._common_at = now, asyncio.get_running_loop().time()
 
     def publish(self, key: str, channel: str, data: bytes) -> asyncio.Future[Any]:
@@ -175,10 +180,12 @@ class Nodes:
             self.call(key, "PUBLISH", self.keys.channel + channel, data, writes=False)
         )
 
-    async def _follow(self, key: str, send: Callable[[Line | AskingLine], Awaitable[Any]]) -> Any:
+    async def _follow(self, key: str, send: Callable[[Line], Awaitable[Any]]) -> Any:
         slot = key_slot(key.encode())
-        line: Line | AskingLine = await self._line_for(slot)
-        for _ in range(_MOST_MOVES):
+        end = asyncio.get_running_loop().time() + self._timeout
+        pause, moves = _FIRST_LOOK, 0
+        line = await self._line_for(slot)
+        while True:
             try:
                 return await send(line)
             except Unavailable:
@@ -186,18 +193,22 @@ class Nodes:
                 self._learn()
                 raise
             except RedisError as error:
-                moved = elsewhere(error)
-                if moved is None:
-                    raise
-                if moved.asking:
-                    line = AskingLine(await self._line(moved.node))
+                node = moved_to(error)
+                if node is not None and moves < _MOST_MOVES:
+                    moves += 1
+                    assert self._map is not None  # noqa: S101 - a line was found by it
+                    self._map.move(slot, node)
+                    self._learn()
+                    line = await self._line(node)
                     continue
-                assert self._map is not None  # noqa: S101 - a line was found by it
-                self._map.move(slot, moved.node)
-                self._learn()
-                line = await self._line(moved.node)
-        message = f"the cluster at {self.place} moves its keys to and fro; try again"
-        raise Unavailable(message)
+                if node is None and not is_moving(error):
+                    raise
+            if asyncio.get_running_loop().time() + pause >= end:
+                message = f"the cluster at {self.place} is moving the keys of a queue; try again"
+                raise Unavailable(message)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            pause = min(2 * pause, _LONGEST_LOOK)
+            line = await self._line_for(slot)
 
     async def _line_for(self, slot: int) -> Line:
         if self._map is None:

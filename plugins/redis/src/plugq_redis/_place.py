@@ -16,10 +16,13 @@ from plugq_redis._records import flat
 
 if TYPE_CHECKING:
     from plugq.protocols.plugin import PluginContext
-    from plugq_redis._line import AskingLine, Line, Part
+    from plugq_redis._line import Line, Part
     from plugq_redis._scripts import Script
 
-EVALSHA = "EVALSHA"
+_EVALSHA = "EVALSHA"
+#: Ends the name of a key that is never made. While the keys of a slot move, a cluster runs no
+#: script of which a key is missing, so that none finds a part of what belongs together.
+_NONE = ":none"
 
 
 class Keys:
@@ -102,9 +105,12 @@ class Place(ABC):
         return reply
 
 
-async def run_script(
-    line: Line | AskingLine, script: Script, command: tuple[Part, ...], *, writes: bool
-) -> Any:
+def script_call(script: Script, key: str, *arguments: Part) -> tuple[Part, ...]:
+    """Return the command that calls a script on the keys that lie where this one is."""
+    return _EVALSHA, script.digest, 2, key, key + _NONE, *arguments
+
+
+async def run_script(line: Line, script: Script, command: tuple[Part, ...], *, writes: bool) -> Any:
     """Call a script by its hash, and load it first where the server has lost it.
 
     Raises:

@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 
 from plugq_redis._faults import BROKEN, refusal, unusable
 from plugq_redis._line import Line, Part
-from plugq_redis._place import EVALSHA, Keys, Place, run_script
+from plugq_redis._place import Keys, Place, run_script, script_call
 from plugq_redis._scripts import scripts
 
 if TYPE_CHECKING:
@@ -108,5 +108,5 @@ class Server(Place):
     async def _run(self, name: str, *arguments: Part, writes: bool) -> Any:
         script = scripts()[name]
         header = self.keys.header(cluster=False)
-        call = EVALSHA, script.digest, 1, f"{self.keys.common}clock", header, *arguments
+        call = script_call(script, f"{self.keys.common}clock", header, *arguments)
         return await run_script(self.line, script, call, writes=writes)

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 _FIRST = msgspec.msgpack.Decoder(int).decode
 #: How many kinds of jobs a sweep deals with, each up to its limit.
 _KINDS = 5
+#: Seconds after which a claim looks again at a queue whose node did not answer.
+_AGAIN = 1.0
 _REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
@@ -168,7 +170,14 @@ class Spread:
             )
         )
         replies = _put_together(len(settlements), groups, [part for part, _ in settled])
-        return replies, None if claim is None else await self.claim(claim)
+        if claim is None:
+            return replies, None
+        try:
+            return replies, await self.claim(claim)
+        except (Unavailable, OutcomeUnknown):
+            # What was settled is settled. Leases that were granted all the same come back as those
+            # of every reply that is lost.
+            return replies, ClaimReply(next_in=_AGAIN, now=self._nodes.latest)
 
     async def renew(
         self, leases: Sequence[LeaseRef], lease: float, holder: Holder | None
@@ -328,11 +337,12 @@ class Spread:
         # With the node of the events out of reach somebody may be listening.
         self.listened = isinstance(numbers, BaseException) or int(numbers[1]) > 0
         errors = [result for result in results if isinstance(result, BaseException)]
-        if len(results) > len(errors) > 0 and isinstance(errors[0], Unavailable):
-            message = f"{errors[0]}; a part of the call was done, sending it again is safe"
-            raise OutcomeUnknown(message) from None
         if errors:
-            raise errors[0]
+            error = max(errors, key=_weight)
+            if len(results) > len(errors) and isinstance(error, Unavailable):
+                message = f"{error}; a part of the call was done, sending it again is safe"
+                raise OutcomeUnknown(message) from None
+            raise error
         return results
 
     async def _judge(
@@ -387,9 +397,14 @@ class Spread:
             else:
                 replies.append(reply)
                 left -= len(reply.leases)
-        if errors and left == request.limit:
+        if not replies and errors:
             raise errors[0]
-        return _joined(replies)
+        reply = _joined(replies)
+        if errors:
+            # Nobody will be woken for that queue.
+            soon = _soonest((reply.next_in, _AGAIN))
+            reply = msgspec.structs.replace(reply, next_in=soon)
+        return reply
 
     async def _recall(self, request: ClaimRequest, queues: tuple[str, ...]) -> ClaimReply | None:
         """Return what this claim was granted before, by whichever queue."""
@@ -415,6 +430,13 @@ class Spread:
             )
         )
         return _put_together(len(edit.refs), groups, parts)
+
+
+def _weight(error: BaseException) -> int:
+    """Return how much the error of one queue says of the whole call."""
+    if isinstance(error, Unavailable):
+        return 0
+    return 1 if isinstance(error, OutcomeUnknown) else 2
 
 
 def _grouped(items: Sequence[Any], queue_of: Callable[[Any], str]) -> dict[str, list[int]]:

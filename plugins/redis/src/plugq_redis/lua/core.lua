@@ -1,7 +1,8 @@
 -- The call: its header, the time, and the queues that it touches.
 --
 -- KEYS[1] is the key of the clock. On a single server that is the clock of the namespace; in a
--- cluster each queue has its own, in its own slot, and a call touches one queue only.
+-- cluster each queue has its own, in its own slot, and a call touches one queue only. KEYS[2] is
+-- never made.
 -- ARGV[1] holds the prefix, the encoded namespace, the time of a manual clock, whether the server
 -- is part of a cluster, and the latest time that the caller knows of; ARGV[2] what is asked for.
 --
@@ -59,7 +60,7 @@ end
 
 -- Lets a call that frees memory write even if there is none left.
 local function allow_writes()
-  call('DEL', KEYS[1] .. ':none')
+  call('DEL', KEYS[2])
 end
 
 local function encoded(name)
