@@ -285,7 +285,7 @@ async def test_many_jobs_survive(
     kind: str, tmp_path: Path, own_server: Run, open_store: OpenStore
 ) -> None:
     number = int(os.environ.get("SOAK_JOBS", "20000"))
-    pairs = zip((0.15, 0.35, 0.55), OUTAGES, strict=True)
+    pairs = zip((0.3, 0.55, 0.8), OUTAGES, strict=True)
     faults = [Fault(kind, share, seconds) for share, seconds in pairs]
     with own_server(*SETTINGS) as server, running(tmp_path, server, number, LEASES) as load:
         figures = await suffer(load, open_store, faults)

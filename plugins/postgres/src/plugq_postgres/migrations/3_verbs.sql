@@ -633,13 +633,18 @@ BEGIN
         ELSE 1 END ORDER BY a.n)
     INTO held, replies
     FROM unnest(p_queues, p_ids, p_tokens) WITH ORDINALITY AS a (queue, id, token, n)
-        LEFT JOIN job ON job.queue = a.queue AND job.id = a.id AND job.token = a.token
-            AND job.state = 2;
+        LEFT JOIN LATERAL (
+            SELECT * FROM job WHERE job.queue = a.queue AND job.id = a.id OFFSET 0
+        ) job ON job.token = a.token AND job.state = 2;
     UPDATE job SET lease_until = renew_v1.now + p_lease WHERE seq = ANY (held);
-    UPDATE job SET progress = a.progress
-    FROM unnest(p_queues, p_ids, p_tokens, p_progress) AS a (queue, id, token, progress)
-    WHERE a.progress IS NOT NULL AND job.queue = a.queue AND job.id = a.id
-        AND job.token = a.token AND job.state = 2;
+    UPDATE job SET progress = said.progress FROM (
+        SELECT j.seq, a.progress
+        FROM unnest(p_queues, p_ids, p_tokens, p_progress) AS a (queue, id, token, progress)
+            CROSS JOIN LATERAL (
+                SELECT * FROM job WHERE job.queue = a.queue AND job.id = a.id OFFSET 0
+            ) j
+        WHERE a.progress IS NOT NULL AND j.token = a.token AND j.state = 2
+    ) said WHERE job.seq = said.seq;
     IF p_held THEN
         SELECT array_agg(seq) FILTER (WHERE cancel) AS ended,
             array_agg(seq) FILTER (WHERE NOT cancel) AS back,
@@ -683,7 +688,7 @@ END $$;
 -- own, so that nobody waits for a number.
 CREATE FUNCTION name_v1(p_namespace integer, p_queues bytea[], p_tasks bytea[])
 RETURNS TABLE (kind integer, number integer, label bytea)
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     -- Again where a number was taken already.
     WHILE EXISTS (SELECT unnest(p_queues) EXCEPT SELECT name FROM queue
