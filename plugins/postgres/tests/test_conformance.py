@@ -24,6 +24,7 @@ class TestPostgres(StorageContract):
                 url=os.environ["PLUGQ_TEST_POSTGRES_URL"],
                 # A machine that is busy with other tests is no fault of the storage.
                 statement_timeout="20s",
+                lock_timeout="20s",
                 connect_timeout="10s",
             ),
             context,

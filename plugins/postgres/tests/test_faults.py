@@ -13,9 +13,19 @@ import asyncpg
 import pytest
 
 from plugq.errors import ConfigError, OutcomeUnknown, PlugqError, Unavailable
-from plugq.job import JobRef
-from plugq.protocols import NewJob, PluginContext, Resync, Wake
-from plugq_postgres import PostgresOptions, PostgresStorage
+from plugq.job import JobRecord, JobRef, JobState, Outcome
+from plugq.protocols import (
+    LeaseRef,
+    NewJob,
+    PluginContext,
+    RenewReply,
+    Resync,
+    Settlement,
+    Wake,
+)
+from plugq.protocols.edits import Cancel, EditStatus
+from plugq_postgres import PostgresOptions, PostgresStorage, _settle, migration_sql
+from plugq_postgres._transaction import Transaction
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 Run = Callable[..., AbstractContextManager[Any]]
@@ -60,6 +70,144 @@ async def test_what_a_failover_has_lost_is_made_anew(
     finally:
         await db.execute(f"DROP SCHEMA {schema} CASCADE")
         await db.close()
+
+
+async def test_callers_of_a_queue_that_is_held_up_leave_connections_to_others(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(lock_timeout="3s", connect_timeout="1s", pool_size=4) as storage:
+            await storage.submit([new_job("a", queue="held"), new_job(queue="free")])
+            async with db.transaction():
+                await db.execute("SELECT 1 FROM plugq.queue WHERE name = 'held' FOR UPDATE")
+                lease = LeaseRef("held", "a", 1)
+                held = [asyncio.create_task(storage.renew([lease], lease=1.0)) for _ in range(20)]
+                await asyncio.sleep(0)
+                assert await storage.get([JobRef("held", "a")]) != [None]
+                await storage.submit([new_job(queue="free")])
+            assert await asyncio.gather(*held) == [[RenewReply.LOST]] * 20
+    finally:
+        await db.close()
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_process_that_stops_inside_a_transaction_lets_go_of_its_queues(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], own: bool
+) -> None:
+    """It is stopped between two statements; with a pool of the user's own, too."""
+    async with (
+        asyncpg.create_pool(server_url, min_size=0, max_size=2) as pool,
+        open_store(lock_timeout="400ms", pool=pool if own else None) as stopped,
+        open_store(lock_timeout="5s") as storage,
+    ):
+        await storage.submit([new_job()])
+        inside, go_on = asyncio.Event(), asyncio.Event()
+
+        async def stop(tx: Transaction) -> None:
+            inside.set()
+            await go_on.wait()
+
+        holding = asyncio.create_task(stopped._transact(stop, ["q"]))
+        await inside.wait()
+        await storage.submit([new_job()])
+        go_on.set()
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await holding
+
+
+async def test_numbers_are_never_given_out_twice_beside_a_restore(
+    open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    async with open_store() as storage:
+        (first,) = await storage.submit([new_job()])
+        seen = {first.sequence}
+        for ahead in (3, 40, 2_000_000):
+            wanted = max(seen) + ahead
+            await storage.restore([_ended(f"restored-{ahead}", wanted)])
+            replies = await asyncio.gather(*(storage.submit([new_job()]) for _ in range(20)))
+            numbers = {reply.sequence for (reply,) in replies}
+            assert len(numbers) == 20
+            assert min(numbers) > wanted
+            seen |= numbers
+
+
+def _ended(id_: str, sequence: int) -> JobRecord:
+    return JobRecord(
+        queue="q",
+        id=id_,
+        task="t",
+        state=JobState.SUCCEEDED,
+        sequence=sequence,
+        submission=b"s",
+        submitted_at=1.0,
+        ready_at=1.0,
+    )
+
+
+async def test_what_is_looked_for_in_vain_leaves_no_queue_behind(
+    server_url: str, open_store: Open
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store() as storage:
+            name = uuid.uuid4().hex
+            (reply,) = await storage.edit(Cancel((JobRef(name, "a"),)))
+            assert reply.status is EditStatus.NOT_FOUND
+            lease = LeaseRef(name, "a", 1)
+            assert await storage.renew([lease], lease=1.0) == [RenewReply.LOST]
+            settlement = Settlement(queue=name, id="a", token=1, outcome=Outcome.SUCCEED)
+            (settled,), _ = await storage.settle([settlement])
+            assert settled.lost
+            found = await db.fetchval(
+                "SELECT count(*) FROM plugq.queue WHERE name = $1", name.encode()
+            )
+            assert found == 0
+    finally:
+        await db.close()
+
+
+async def test_a_claim_carries_no_more_than_an_answer_can(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., Any]
+) -> None:
+    """The bound is made small; the first job comes whatever it has."""
+    schema = f"cut_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(migration_sql(schema).replace("67108864", "100"))
+        async with open_store(schema=schema) as storage:
+            sizes = {"a": 200, "b": 60, "c": 30, "d": 30, "e": 10}
+            await storage.submit([new_job(id_, body=b"x" * n) for id_, n in sizes.items()])
+            found = []
+            while True:
+                reply = await storage.claim(claim(4))
+                found.append([lease.id for lease in reply.leases])
+                if reply.next_in is None:
+                    break
+            assert found == [["a"], ["b", "c"], ["d", "e"]]
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
+        await db.close()
+
+
+async def test_results_travel_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(_settle, "_MOST_BYTES", 100)
+    async with open_store() as storage:
+        await storage.submit([new_job(str(n)) for n in range(6)])
+        leases = (await storage.claim(claim(5))).leases
+        ended = [
+            Settlement(queue="q", id=x.id, token=x.token, outcome=Outcome.SUCCEED, result=b"x" * 60)
+            for x in leases
+        ]
+        replies, reply = await storage.settle(ended, claim(5))
+        assert [each.state for each in replies] == [JobState.SUCCEEDED] * 5
+        assert reply is not None
+        assert [lease.id for lease in reply.leases] == ["5"]
 
 
 async def test_a_claim_in_vain_waits_for_nobody(

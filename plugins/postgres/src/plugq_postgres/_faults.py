@@ -10,7 +10,12 @@ from plugq_postgres._options import without_secrets
 _exceptions = asyncpg.exceptions
 
 #: The server took everything back since two calls waited for each other; the call is made again.
-AGAIN = (_exceptions.DeadlockDetectedError, _exceptions.SerializationError)
+AGAIN = (
+    _exceptions.DeadlockDetectedError,
+    _exceptions.SerializationError,
+    # A number that a restored job had for its own before whoever took it had committed.
+    _exceptions.UniqueViolationError,
+)
 #: After these a connection is of no use any more, whatever it says of itself.
 SPOILED = (
     _exceptions.ReadOnlySQLTransactionError,
@@ -31,7 +36,7 @@ _TEXTS: tuple[tuple[type[Exception], str], ...] = (
     (_exceptions.CannotConnectNowError, "it is starting up or shutting down"),
     (
         _exceptions.InsufficientPrivilegeError,
-        "the user may not use the schema; grant it usage of it and all rights on its tables",
+        "the user may not use the schema; grant it all rights on its tables and sequences",
     ),
     (_exceptions.UndefinedFunctionError, "the schema is not as it was; run the migrations"),
     (_exceptions.UndefinedTableError, "the schema is not as it was; run the migrations"),

@@ -25,7 +25,7 @@ from plugq_postgres._sweep import look, sweep
 from plugq_postgres._transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     import asyncpg
     import msgspec
@@ -111,6 +111,7 @@ class PostgresStorage(Lifecycle):
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""
         checks.check_submit(jobs)
+        _submit.check_size(jobs)
         self._database.check_open()
         if not jobs:
             return []
@@ -153,7 +154,9 @@ class PostgresStorage(Lifecycle):
         queues, tasks = await self._names.number(
             {job.queue for job in jobs}, {job.task for job in jobs}
         )
-        answer = await self._write(_submit.STATEMENT, *_submit.arguments(jobs, queues, tasks))
+        answer = await self._write(
+            queues.values(), _submit.STATEMENT, *_submit.arguments(jobs, queues, tasks)
+        )
         return _submit.replies(jobs, answer)
 
     async def restore(self, jobs: Sequence[JobRecord]) -> None:
@@ -185,25 +188,43 @@ class PostgresStorage(Lifecycle):
         self, settlements: Sequence[Settlement], claim: ClaimRequest | None
     ) -> tuple[list[SettleReply], ClaimReply | None]:
         self._database.check_open()
-        claimed = () if claim is None else claim.queues
-        queues, _ = await self._names.number(
-            {*(settlement.queue for settlement in settlements), *claimed}
-        )
+        queues = await self._names.find({settlement.queue for settlement in settlements})
+        if claim is not None:
+            claimed, _ = await self._names.number(claim.queues)
+            queues |= claimed
+        done: list[SettleReply] = []
+        first, *others = _settle.portions(settlements)
+        for portion in others:
+            replies, _ = await self._settle_portion(portion, None, queues)
+            done += replies
+        replies, reply = await self._settle_portion(first, claim, queues)
+        return [*replies, *done], reply
+
+    async def _settle_portion(
+        self,
+        settlements: Sequence[Settlement],
+        claim: ClaimRequest | None,
+        queues: Mapping[str, int],
+    ) -> tuple[list[SettleReply], ClaimReply | None]:
+        count = len(settlements)
         arguments = _settle.settle_arguments(settlements, queues)
-        if claim is None or not self._limited.intersection(claimed):
+        if claim is None or not self._limited.intersection(claim.queues):
             answer = await self._write(
-                _settle.SETTLE, *arguments, *_settle.claim_arguments(claim, queues)
+                queues.values(),
+                _settle.SETTLE,
+                *arguments,
+                *_settle.claim_arguments(claim, queues),
             )
             if not answer["limited"]:
-                replies = _settle.settle_replies(len(settlements), answer)
+                replies = _settle.settle_replies(count, answer)
                 if claim is None:
                     return replies, None
                 now = self._database.now(answer["now"])
                 return replies, await _settle.claim_reply(answer, self._names, now)
         assert claim is not None  # noqa: S101 - without one nothing is limited
-        return await self._transact(
-            lambda tx: claim_limited(tx, arguments, len(settlements), claim, self._limited),
-            {*(settlement.queue for settlement in settlements), *claimed},
+        return await self._within(
+            lambda tx: claim_limited(tx, arguments, count, claim, self._limited),
+            list(queues.values()),
         )
 
     async def renew(
@@ -216,8 +237,9 @@ class PostgresStorage(Lifecycle):
         """Extend leases and release those that a lost reply granted."""
         checks.check_renew(leases, lease, holder)
         self._database.check_open()
-        queues, _ = await self._names.number({ref.queue for ref in leases})
+        queues = await self._names.find({ref.queue for ref in leases})
         answer = await self._write(
+            queues.values(),
             _settle.RENEW,
             *_settle.renew_arguments(leases, queues),
             lease,
@@ -262,8 +284,8 @@ class PostgresStorage(Lifecycle):
         checks.check_edit(edit)
         self._database.check_open()
         if isinstance(edit, JobEdit):
-            queues = {ref.queue for ref in edit.refs}
-            return await self._transact(lambda tx: edit_jobs(tx, edit), queues)
+            numbers = await self._names.find({ref.queue for ref in edit.refs})
+            return await self._within(lambda tx: edit_jobs(tx, edit), list(numbers.values()))
         if isinstance(edit, Configure):
             queues = {settings.queue for settings in edit.settings}
         else:
@@ -318,7 +340,7 @@ class PostgresStorage(Lifecycle):
         """Return the registers whose key starts with the prefix."""
         return await _readable(self._reader.scan(prefix))
 
-    async def _write(self, statement: str, *values: Any) -> asyncpg.Record:
+    async def _write(self, queues: Collection[int], statement: str, *values: Any) -> asyncpg.Record:
         """Make one call of the server and send what it has to tell."""
         database = self._database
         answer = await database.write(
@@ -327,6 +349,7 @@ class PostgresStorage(Lifecycle):
             database.at,
             database.wait,
             *values,
+            queues=queues,
         )
         database.now(answer["now"])
         self._hub.heed(answer)
@@ -350,7 +373,7 @@ class PostgresStorage(Lifecycle):
             result = await run(tx)
             return result, await tx.end()
 
-        result, answer = await database.transact(whole)
+        result, answer = await database.transact(whole, numbers)
         self._hub.heed(answer)
         return result
 

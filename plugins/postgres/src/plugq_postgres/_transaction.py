@@ -25,7 +25,7 @@ _BY_REF = (
     " CROSS JOIN LATERAL (SELECT * FROM job WHERE job.queue = s.queue AND job.id = s.id "
     "UNION ALL SELECT * FROM done WHERE done.queue = s.queue AND done.id = s.id) j"
 )
-_BEGIN = "SELECT {schema}.begin_v1($1, $2, $3, $4, $5)"
+_BEGIN = "SELECT {schema}.begin_v1($1, $2, $3, $4, $5, $6, $7)"
 _FINISH = "SELECT finish_v1($1, $2, $3, $4, $5, NULL, $6, NULL, $7, $8, $9, $10, NULL)::text"
 _REQUEUE = "SELECT requeue_v1($1, $2, $3, $4, NULL, $5, NULL, $6, $7, $8, $9, $10, NULL)::text"
 _PROMOTE = "SELECT ROW (promote_v1($1, $2, $3), NULL)::effect_v1::text"
@@ -97,6 +97,8 @@ class Transaction:
                 self.namespace,
                 database.at,
                 database.wait,
+                database.idle,
+                database.statement,
                 queues,
             )
         )
@@ -147,10 +149,10 @@ class Transaction:
 
     async def rows(self, refs: Sequence[JobRef]) -> list[Row | None]:
         """Return the row of each job, ``None`` where there is no such job."""
-        queues, _ = await self.names.number({ref.queue for ref in refs}, db=self.db)
+        queues = await self.names.find({ref.queue for ref in refs}, db=self.db)
         found: list[Row | None] = [None] * len(refs)
         for place, *values in await self.db.fetch(
-            _BY_REF, [queues[ref.queue] for ref in refs], [ref.id.encode() for ref in refs]
+            _BY_REF, [queues.get(ref.queue) for ref in refs], [ref.id.encode() for ref in refs]
         ):
             found[place - 1] = Row._make(values)
         return found

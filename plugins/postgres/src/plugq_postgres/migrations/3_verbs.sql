@@ -257,22 +257,37 @@ BEGIN
 END $$;
 
 -- Return the first jobs of the ready order. Those past their deadline leave it, and the next sweep
--- ends them; "whole" is false when they cut the search short.
+-- ends them; "whole" is false when they cut the search short. What jobs carry is bounded, since an
+-- answer is: "cut" says that more would have come.
 CREATE FUNCTION first_v1(p_now double precision, p_queue integer, p_most bigint, p_overdue bigint,
-    OUT seqs bigint[], OUT whole boolean) LANGUAGE plpgsql AS $$
+    OUT seqs bigint[], OUT whole boolean, OUT cut boolean) LANGUAGE plpgsql AS $$
 DECLARE
     overdue bigint[];
+    bytes bigint;
     lanes bytea[];
     over_left bigint := p_overdue;
 BEGIN
     whole := true;
+    cut := false;
     LOOP
-        SELECT array_agg(s.seq), array_agg(s.seq) FILTER (WHERE s.deadline_at <= p_now)
-        INTO seqs, overdue FROM (
-            SELECT seq, deadline_at FROM job WHERE queue = p_queue AND state = 1 AND eligible = 1
+        SELECT array_agg(s.seq), array_agg(s.seq) FILTER (WHERE s.deadline_at <= p_now),
+            sum(s.bytes)
+        INTO seqs, overdue, bytes FROM (
+            SELECT seq, deadline_at, octet_length(body) AS bytes FROM job
+            WHERE queue = p_queue AND state = 1 AND eligible = 1
             ORDER BY priority DESC, ready_at, place LIMIT p_most
         ) s;
-        EXIT WHEN overdue IS NULL;
+        IF overdue IS NULL THEN
+            IF bytes > 67108864 THEN
+                SELECT array_agg(s.seq ORDER BY s.n) INTO seqs FROM (
+                    SELECT job.seq, a.n, a.n = 1 OR sum(octet_length(job.body)) OVER (ORDER BY a.n)
+                        <= 67108864 AS fits
+                    FROM unnest(seqs) WITH ORDINALITY AS a (seq, n) JOIN job ON job.seq = a.seq
+                ) s WHERE s.fits;
+                cut := true;
+            END IF;
+            RETURN;
+        END IF;
         WITH aside AS (
             UPDATE job SET eligible = 2 WHERE seq = ANY (overdue) RETURNING lane
         )
@@ -347,6 +362,7 @@ BEGIN
             p_number, p_lease);
         taken := taken + got;
         most := most - part;
+        whole := NOT heads.cut;
         EXIT WHEN got < part;
     END LOOP;
 END $$;
@@ -497,7 +513,8 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force
 SET jit = off AS $$
 DECLARE
     locked integer[] := ARRAY(
-        SELECT DISTINCT q FROM unnest(p_queues || p_claim_queues) AS q ORDER BY q
+        SELECT DISTINCT q FROM unnest(p_queues || p_claim_queues) AS q WHERE q IS NOT NULL
+        ORDER BY q
     );
     changed integer[];
     effect effect_v1;
@@ -626,7 +643,7 @@ BEGIN
         SELECT unnest(p_queues) AS q UNION
         SELECT queue FROM job WHERE p_held AND namespace = p_namespace AND worker = p_worker
             AND state = 2 AND number <= p_number
-    ) l;
+    ) l WHERE q IS NOT NULL;
     now := enter_v1(p_namespace, p_clock, p_wait, locked);
     listened := listened_v1(p_namespace);
     SELECT array_agg(job.seq), array_agg(CASE WHEN job.seq IS NULL THEN 0 WHEN job.cancel THEN 2
@@ -674,10 +691,14 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT array_fill(p_value::smallint, ARRAY[array_length(p_like, 1)])
 $$;
 
--- Begin a transaction of several statements: as enter_v1.
+-- Begin a transaction of several statements: as enter_v1. Its client may be stopped in the midst of
+-- it, which must not hold the queues for ever.
 CREATE FUNCTION begin_v1(p_path text, p_namespace integer, p_clock double precision, p_wait text,
-    p_queues integer[]) RETURNS double precision LANGUAGE plpgsql AS $$
+    p_idle text, p_statement text, p_queues integer[])
+RETURNS double precision LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM set_config('idle_in_transaction_session_timeout', p_idle, true),
+        set_config('statement_timeout', p_statement, true);
     PERFORM set_config('search_path', p_path, true), set_config('jit', 'off', true),
         set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true),
         set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
