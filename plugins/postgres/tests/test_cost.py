@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import statistics
+import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 import asyncpg
@@ -146,3 +149,79 @@ async def _scans(db: asyncpg.Connection, schema: str, *, reads: bool = False) ->
         if not reads or any(row["n_tup_ins"] for row in rows if row["relname"] == "done"):
             return {row["relname"]: row["seq_scan"] for row in rows}
         await asyncio.sleep(0.05)
+
+
+#: Jobs that have ended, and jobs that are due later, as they lie in the tables.
+ENDED = """
+    INSERT INTO plugq.done (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
+        max_attempts, submitted_at, finished_at, expires_at, tidy_at, id_ttl, id, submission, body,
+        result)
+    SELECT n, n, q.namespace, q.id, t.id, 3, 0, 0, q.now, 4, q.now, q.now, q.now + 86400,
+        q.now + 86400, 600, convert_to('done-' || n, 'UTF8'), '', '{}', 'null'
+    FROM (SELECT nextval('plugq.job_sequence') AS n FROM generate_series(1, $1)) s,
+        plugq.queue q, plugq.task t WHERE q.name = 'q' LIMIT $1
+"""
+DELAYED = """
+    INSERT INTO plugq.job (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
+        max_attempts, submitted_at, id_ttl, id, submission, body)
+    SELECT n, n, q.namespace, q.id, t.id, 0, 0, 0, q.now + 86400, 4, q.now, 600,
+        convert_to('delayed-' || n, 'UTF8'), '', '{}'
+    FROM (SELECT nextval('plugq.job_sequence') AS n FROM generate_series(1, $1)) s,
+        plugq.queue q, plugq.task t WHERE q.name = 'q' LIMIT $1
+"""
+
+
+async def _drain(
+    storage: PostgresStorage,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+    number: int,
+) -> list[float]:
+    """Submit, claim and settle by the hundred; return how many seconds each claim took."""
+    took: list[float] = []
+    for start in range(0, number, 2_000):
+        for _ in range(min(20, (number - start) // 100)):
+            await storage.submit([new_job() for _ in range(100)])
+        while True:
+            began = time.perf_counter()
+            leases = (await storage.claim(claim(100))).leases
+            took.append(time.perf_counter() - began)
+            if not leases:
+                took.pop()
+                break
+            await storage.settle([succeeded(lease) for lease in leases])
+    return took
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+async def test_what_is_stored_and_what_has_gone_through_costs_a_claim_nothing(
+    own_server: Callable[..., AbstractContextManager[Any]],
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    """With 1,000,000 ended and 100,000 delayed jobs, and after 300,000 without a vacuum."""
+    churn = int(os.environ.get("SOAK_JOBS", "300000"))
+    settings = ("fsync=off", "autovacuum=off", "max_wal_size=4GB", "shared_buffers=512MB")
+    with own_server(*settings) as server:
+        async with open_store(url=server.url, statement_timeout="60s") as storage:
+            await _drain(storage, new_job, claim, 2_000)
+            empty = await _drain(storage, new_job, claim, 10_000)
+            db = await asyncpg.connect(server.url)
+            await db.execute(ENDED, 1_000_000, timeout=600)
+            await db.execute(DELAYED, 100_000, timeout=600)
+            full = await _drain(storage, new_job, claim, 10_000)
+            began = time.perf_counter()
+            after = await _drain(storage, new_job, claim, churn)
+            rate = churn / (time.perf_counter() - began)
+            sizes = await db.fetch(
+                "SELECT relname, pg_table_size(oid) / 1024 AS kib FROM pg_class "
+                "WHERE relname IN ('job', 'queue', 'tally', 'pace') AND relkind = 'r'"
+            )
+            await db.close()
+    figures = [statistics.median(each) * 1e3 for each in (empty, full, after[-100:])]
+    print(f"ms a claim: {figures}, jobs/s in the churn: {rate:.0f}, {sizes}")  # noqa: T201
+    least = [sorted(each)[len(each) // 4] for each in (empty, full, after[-100:])]
+    assert least[1] < 1.5 * least[0]
+    assert least[2] < 1.5 * least[0]

@@ -351,6 +351,112 @@ async def test_a_server_without_a_connection_left_is_unavailable(
             await storage.stop()
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("53100", "disk is full"),
+        ("53200", "out of memory"),
+        ("53300", "no connection left"),
+        ("55P03", "lock_timeout"),
+        ("57014", "statement_timeout"),
+        ("25006", "standby"),
+        ("42501", "rights"),
+        ("42P01", "migrations"),
+        ("42883", "migrations"),
+        ("3F000", "migrations"),
+        ("57P03", "starting up"),
+        ("XX000", "InternalServerError"),
+    ],
+)
+async def test_what_the_server_says_is_one_line_of_what_to_do(
+    open_store: Open, new_job: Callable[..., NewJob], state: str, said: str
+) -> None:
+    async with open_store() as storage:
+        with pytest.raises(Unavailable, match=said) as caught:
+            await storage._database.write(
+                f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$"
+            )
+        assert "\n" not in str(caught.value)
+        await storage.submit([new_job()])
+
+
+async def test_calls_end_in_time_however_long_the_server_works(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    """By the timeout of the server, by somebody who cancels, and by the clock of the caller."""
+    async with open_store(statement_timeout="200ms", lock_timeout="100ms") as storage:
+        with pytest.raises(Unavailable, match="statement_timeout"):
+            await storage._database.write("SELECT pg_sleep(60)")
+        # A pool of the user's own, whose sessions have no timeout.
+        async with (
+            asyncpg.create_pool(server_url, min_size=1, max_size=1) as pool,
+            open_store(statement_timeout="200ms", lock_timeout="100ms", pool=pool) as other,
+        ):
+            with pytest.raises((Unavailable, OutcomeUnknown)):
+                await other._database.write("SELECT pg_sleep(60)")
+            await other.submit([new_job()])
+
+
+async def test_a_server_that_hangs_costs_the_deadline_and_no_more(
+    own_server: Run, new_job: Callable[..., NewJob]
+) -> None:
+    with own_server("fsync=off") as server:
+        options = PostgresOptions(
+            url=server.url,
+            statement_timeout="300ms",
+            lock_timeout="200ms",
+            connect_timeout="300ms",
+        )
+        storage = PostgresStorage(options, PluginContext())
+        # What starting takes on a busy machine is not the subject.
+        await _until_it_serves(storage)
+        try:
+            await storage.submit([new_job("a")])
+            with server.paused():
+                answers = await asyncio.gather(
+                    *(storage.submit([new_job(queue=str(n))]) for n in range(3)),
+                    storage.get([JobRef("q", "a")]),
+                    storage.stats(),
+                    return_exceptions=True,
+                )
+                assert all(isinstance(x, Unavailable | OutcomeUnknown) for x in answers), answers
+            while await _error(storage, new_job) is not None:
+                pass
+            assert await _stored(storage, ["a"]) == 1
+        finally:
+            await storage.stop()
+
+
+async def _until_it_serves(storage: PostgresStorage) -> None:
+    while True:
+        try:
+            await storage.start()
+        except Unavailable:
+            continue
+        return
+
+
+async def test_a_newer_schema_is_worked_with_and_an_older_one_named(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    """What a newer version adds harms nobody; what an older one lacks is a matter of migrating."""
+    schema = f"version_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(migration_sql(schema))
+        await db.execute(f"INSERT INTO {schema}.plugq_version (version) VALUES (99)")
+        async with open_store(schema=schema) as storage:
+            await storage.submit([new_job("a")])
+        await db.execute(f"UPDATE {schema}.plugq_version SET version = 0 WHERE version = 1")
+        await db.execute(f"DELETE FROM {schema}.plugq_version WHERE version = 99")
+        with pytest.raises(ConfigError, match="plugq migrate"):
+            async with open_store(schema=schema, migrate=False):
+                pass
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
+        await db.close()
+
+
 async def test_a_wrong_password_is_a_configuration_error(own_server: Run) -> None:
     with own_server("fsync=off") as server:
         db = await asyncpg.connect(server.url)

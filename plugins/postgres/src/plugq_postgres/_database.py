@@ -198,8 +198,8 @@ class Database:
             await migrate(db, schema)
         elif await schema_version(db, schema) < NEEDED:
             message = (
-                f"storage.schema: {schema!r} lacks tables; run python -m plugq_postgres, "
-                "or leave storage.migrate on"
+                f"storage.schema: {schema!r} lacks tables; run plugq migrate "
+                "(or python -m plugq_postgres), or leave storage.migrate on"
             )
             raise ConfigError(message)
         missing = await db.fetch(_MISSING, schema)

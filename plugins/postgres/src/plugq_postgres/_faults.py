@@ -28,11 +28,18 @@ SPOILED = (
 
 _TEXTS: tuple[tuple[type[Exception], str], ...] = (
     (_exceptions.LockNotAvailableError, "other calls held the queue for longer than lock_timeout"),
-    (_exceptions.QueryCanceledError, "the call took longer than statement_timeout"),
+    (
+        _exceptions.QueryCanceledError,
+        "the call was cancelled, or took longer than statement_timeout",
+    ),
     (_exceptions.ReadOnlySQLTransactionError, "it takes no writes, as a standby; name the primary"),
     (_exceptions.TooManyConnectionsError, "it has no connection left; lower storage.pool_size"),
     (_exceptions.DiskFullError, "its disk is full; free some space"),
     (_exceptions.OutOfMemoryError, "it is out of memory"),
+    (
+        _exceptions.IdleInTransactionSessionTimeoutError,
+        "this process was stopped in the midst of the call",
+    ),
     (_exceptions.CannotConnectNowError, "it is starting up or shutting down"),
     (
         _exceptions.InsufficientPrivilegeError,
