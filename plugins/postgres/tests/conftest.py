@@ -61,6 +61,10 @@ class Server:
             self.port = probe.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
+    def add(self, *settings: str) -> None:
+        """Change settings, from the next start on."""
+        self._settings += settings
+
     def _run(self, *command: str) -> None:
         # The server refuses to be run by root.
         user = "nobody" if os.geteuid() == 0 else None

@@ -32,7 +32,7 @@ CREATE TABLE queue (
     revision integer NOT NULL DEFAULT 0,
     parked_until double precision,
     UNIQUE (namespace, name)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- Of no use to whoever looks for a name, so that no plan takes it for one that is.
 CREATE INDEX queue_now ON queue ((namespace::bigint), now);
 CREATE INDEX queue_parked ON queue (namespace, parked_until) WHERE parked_until IS NOT NULL;
@@ -90,10 +90,12 @@ CREATE TABLE job (
     history bytea[],
     body bytea NOT NULL,
     result bytea
-) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 -- Jobs that have ended leave the table that claims read and come here, row by row as they are.
-CREATE TABLE done (LIKE job INCLUDING DEFAULTS, PRIMARY KEY (seq));
+CREATE TABLE done (LIKE job INCLUDING DEFAULTS, PRIMARY KEY (seq))
+WITH (autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE UNIQUE INDEX job_place ON job (namespace, place);
 CREATE UNIQUE INDEX done_place ON done (namespace, place);
@@ -124,7 +126,7 @@ CREATE TABLE tally (
     kind smallint NOT NULL,
     n bigint NOT NULL,
     PRIMARY KEY (queue, task, kind)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- Seconds that ended attempts ran, how many these were, and the decaying rate of ends.
 CREATE TABLE pace (
@@ -135,7 +137,7 @@ CREATE TABLE pace (
     rate double precision NOT NULL,
     rate_at double precision NOT NULL,
     PRIMARY KEY (queue, task)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- Lanes of which jobs run, and parked ones.
 CREATE TABLE lane (
