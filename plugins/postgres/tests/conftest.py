@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -67,6 +68,10 @@ class Server:
             self.port = probe.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
+    def add(self, *settings: str) -> None:
+        """Change settings, from the next start on."""
+        self._settings += settings
+
     def _run(self, *command: str) -> None:
         # The server refuses to be run by root.
         user = "nobody" if os.geteuid() == 0 else None
@@ -92,6 +97,27 @@ class Server:
         """Start the server and wait until it serves."""
         options = " ".join(f"-c {setting}" for setting in (f"port={self.port}", *self._settings))
         self._control("-l", str(self.folder / "server.log"), "-o", options, "start")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let all processes of the server stand still."""
+        first = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        # Before the others, so that there are no new ones.
+        os.kill(first, signal.SIGSTOP)
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True
+        ).stdout
+        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+        children = [pid for pid, parent in pairs if parent == first]
+        try:
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in (*children, first):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server, by default as if it had crashed."""
@@ -158,9 +184,10 @@ def open_store(
     @asynccontextmanager
     async def open_(**options: Any) -> AsyncIterator[PostgresStorage]:
         pool = options.pop("pool", None)
+        context = PluginContext(namespace=options.pop("namespace", namespace))
         storage = PostgresStorage(
             PostgresOptions(**{"url": server_url, **options}),
-            PluginContext(namespace=namespace),
+            context,
             pool=pool,
         )
         await storage.start()

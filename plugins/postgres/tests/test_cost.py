@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import statistics
+import time
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 import asyncpg
@@ -146,3 +149,160 @@ async def _scans(db: asyncpg.Connection, schema: str, *, reads: bool = False) ->
         if not reads or any(row["n_tup_ins"] for row in rows if row["relname"] == "done"):
             return {row["relname"]: row["seq_scan"] for row in rows}
         await asyncio.sleep(0.05)
+
+
+BLOCKS = """
+    SELECT sum(heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit, 0)
+        + coalesce(idx_blks_read, 0))::bigint
+    FROM pg_statio_user_tables WHERE schemaname = 'plugq'
+"""
+
+
+async def _blocks(storage: PostgresStorage) -> int:
+    """Return how many blocks the server has looked at, those of what is dead as well."""
+    pool = storage._database._pool
+    assert pool is not None
+    for holder in pool._holders:
+        if holder.is_connected() and holder.is_idle():
+            await holder._con.fetchval("SELECT pg_stat_force_next_flush()")
+    counted: int = await pool.fetchval(BLOCKS)
+    return counted
+
+
+async def _costs(
+    storage: PostgresStorage,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> dict[str, int]:
+    """Return the least blocks that each verb has looked at."""
+    least: dict[str, int] = {}
+
+    async def of(verb: str, call: Awaitable[Any]) -> Any:
+        before = await _blocks(storage)
+        answer = await call
+        cost = await _blocks(storage) - before
+        least[verb] = min(cost, least.get(verb, cost))
+        return answer
+
+    for _ in range(6):
+        jobs = [new_job() for _ in range(10)]
+        await of("submit", storage.submit(jobs))
+        leases = (await of("claim", storage.claim(claim(10)))).leases
+        refs = [LeaseRef(one.queue, one.id, one.token) for one in leases]
+        await of("renew", storage.renew(refs, lease=30.0))
+        await of("settle", storage.settle([succeeded(lease) for lease in leases]))
+        await of("get", storage.get([JobRef(job.queue, job.id) for job in jobs]))
+        await of("load", storage.load(["k"]))
+        await of("sweep", storage.sweep(SweepRequest()))
+    return least
+
+
+async def test_calls_cost_the_same_however_many_queues_there_are(
+    own_server: Callable[..., AbstractContextManager[Any]],
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    number = int(os.environ.get("COST_QUEUES", "1000"))
+    with own_server("fsync=off", "autovacuum=off") as server:
+        async with open_store(url=server.url, statement_timeout="60s") as storage:
+            db = await asyncpg.connect(server.url)
+            major = db.get_server_version().major
+            await db.close()
+            if major < 15:
+                pytest.skip("older servers count at their leisure")
+            few = await _costs(storage, new_job, claim)
+            for start in range(0, number, 500):
+                await storage.submit([new_job(queue=f"q{start + n}") for n in range(500)])
+            many = await _costs(storage, new_job, claim)
+    print(few, many)  # noqa: T201 - shown where it fails
+    grown = {verb: (few[verb], cost) for verb, cost in many.items() if cost > 2 * few[verb] + 20}
+    assert not grown
+
+
+#: Jobs that have ended, and jobs that are due later, as they lie in the tables.
+ENDED = """
+    INSERT INTO plugq.done (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
+        max_attempts, submitted_at, finished_at, expires_at, tidy_at, id_ttl, id, submission, body,
+        result)
+    SELECT n, n, q.namespace, q.id, t.id, 3, 0, 0, q.now, 4, q.now, q.now, q.now + 86400,
+        q.now + 86400, 600, convert_to('done-' || n, 'UTF8'), '', '{}', 'null'
+    FROM (SELECT nextval('plugq.job_sequence') AS n FROM generate_series(1, $1)) s,
+        plugq.queue q, plugq.task t WHERE q.name = 'q' LIMIT $1
+"""
+DELAYED = """
+    INSERT INTO plugq.job (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
+        max_attempts, submitted_at, id_ttl, id, submission, body)
+    SELECT n, n, q.namespace, q.id, t.id, 0, 0, 0, q.now + 86400, 4, q.now, 600,
+        convert_to('delayed-' || n, 'UTF8'), '', '{}'
+    FROM (SELECT nextval('plugq.job_sequence') AS n FROM generate_series(1, $1)) s,
+        plugq.queue q, plugq.task t WHERE q.name = 'q' LIMIT $1
+"""
+
+
+async def _drain(
+    storage: PostgresStorage,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+    number: int,
+) -> tuple[list[float], float]:
+    """Submit, claim and settle by the hundred.
+
+    Return how many seconds each claim took, and how many blocks one of the last was about.
+    """
+    took: list[float] = []
+    blocks: list[int] = []
+    for start in range(0, number, 2_000):
+        for _ in range(min(20, (number - start) // 100)):
+            await storage.submit([new_job() for _ in range(100)])
+        counting = start + 2_000 >= number
+        while True:
+            before = await _blocks(storage) if counting else 0
+            began = time.perf_counter()
+            leases = (await storage.claim(claim(100))).leases
+            took.append(time.perf_counter() - began)
+            if not leases:
+                took.pop()
+                break
+            if counting:
+                blocks.append(await _blocks(storage) - before)
+            await storage.settle([succeeded(lease) for lease in leases])
+    return took[-200:], statistics.median(blocks)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+async def test_what_is_stored_and_what_has_gone_through_costs_a_claim_nothing(
+    own_server: Callable[..., AbstractContextManager[Any]],
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    """With 1,000,000 ended and 100,000 delayed jobs, and once 300,000 more were vacuumed.
+
+    Told by the blocks that the server looks at; how long it took, and what dead rows cost until
+    they are vacuumed, is printed.
+    """
+    churn = int(os.environ.get("SOAK_JOBS", "300000"))
+    settings = ("fsync=off", "autovacuum=off", "max_wal_size=4GB", "shared_buffers=512MB")
+    with own_server(*settings) as server:
+        async with open_store(url=server.url, statement_timeout="60s") as storage:
+            db = await asyncpg.connect(server.url)
+            if db.get_server_version().major < 15:
+                pytest.skip("older servers count at their leisure")
+            await _drain(storage, new_job, claim, 2_000)
+            empty = await _drain(storage, new_job, claim, 10_000)
+            await db.execute(ENDED, 1_000_000, timeout=600)
+            await db.execute(DELAYED, 100_000, timeout=600)
+            full = await _drain(storage, new_job, claim, 10_000)
+            began = time.perf_counter()
+            after = await _drain(storage, new_job, claim, churn)
+            rate = churn / (time.perf_counter() - began)
+            await db.execute("VACUUM plugq.job, plugq.queue, plugq.tally, plugq.pace")
+            clean = await _drain(storage, new_job, claim, 10_000)
+            await db.close()
+    times = [f"{statistics.median(each) * 1e3:.1f} ms" for each, _ in (empty, full, after, clean)]
+    blocks = [count for _, count in (empty, full, after, clean)]
+    print(f"a claim: {times}, {blocks} blocks; {rate:.0f} jobs/s")  # noqa: T201
+    assert blocks[1] < 1.5 * blocks[0]
+    assert blocks[3] < 1.5 * blocks[0]

@@ -13,9 +13,19 @@ import asyncpg
 import pytest
 
 from plugq.errors import ConfigError, OutcomeUnknown, PlugqError, Unavailable
-from plugq.job import JobRef
-from plugq.protocols import NewJob, PluginContext, Resync, Wake
-from plugq_postgres import PostgresOptions, PostgresStorage
+from plugq.job import JobRecord, JobRef, JobState, Outcome
+from plugq.protocols import (
+    LeaseRef,
+    NewJob,
+    PluginContext,
+    RenewReply,
+    Resync,
+    Settlement,
+    Wake,
+)
+from plugq.protocols.edits import Cancel, EditStatus
+from plugq_postgres import PostgresOptions, PostgresStorage, _settle, migration_sql
+from plugq_postgres._transaction import Transaction
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 Run = Callable[..., AbstractContextManager[Any]]
@@ -60,6 +70,144 @@ async def test_what_a_failover_has_lost_is_made_anew(
     finally:
         await db.execute(f"DROP SCHEMA {schema} CASCADE")
         await db.close()
+
+
+async def test_callers_of_a_queue_that_is_held_up_leave_connections_to_others(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store(lock_timeout="3s", connect_timeout="1s", pool_size=4) as storage:
+            await storage.submit([new_job("a", queue="held"), new_job(queue="free")])
+            async with db.transaction():
+                await db.execute("SELECT 1 FROM plugq.queue WHERE name = 'held' FOR UPDATE")
+                lease = LeaseRef("held", "a", 1)
+                held = [asyncio.create_task(storage.renew([lease], lease=1.0)) for _ in range(20)]
+                await asyncio.sleep(0)
+                assert await storage.get([JobRef("held", "a")]) != [None]
+                await storage.submit([new_job(queue="free")])
+            assert await asyncio.gather(*held) == [[RenewReply.LOST]] * 20
+    finally:
+        await db.close()
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_process_that_stops_inside_a_transaction_lets_go_of_its_queues(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], own: bool
+) -> None:
+    """It is stopped between two statements; with a pool of the user's own, too."""
+    async with (
+        asyncpg.create_pool(server_url, min_size=0, max_size=2) as pool,
+        open_store(lock_timeout="400ms", pool=pool if own else None) as stopped,
+        open_store(lock_timeout="5s") as storage,
+    ):
+        await storage.submit([new_job()])
+        inside, go_on = asyncio.Event(), asyncio.Event()
+
+        async def stop(tx: Transaction) -> None:
+            inside.set()
+            await go_on.wait()
+
+        holding = asyncio.create_task(stopped._transact(stop, ["q"]))
+        await inside.wait()
+        await storage.submit([new_job()])
+        go_on.set()
+        with pytest.raises((Unavailable, OutcomeUnknown)):
+            await holding
+
+
+async def test_numbers_are_never_given_out_twice_beside_a_restore(
+    open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    async with open_store() as storage:
+        (first,) = await storage.submit([new_job()])
+        seen = {first.sequence}
+        for ahead in (3, 40, 2_000_000):
+            wanted = max(seen) + ahead
+            await storage.restore([_ended(f"restored-{ahead}", wanted)])
+            replies = await asyncio.gather(*(storage.submit([new_job()]) for _ in range(20)))
+            numbers = {reply.sequence for (reply,) in replies}
+            assert len(numbers) == 20
+            assert min(numbers) > wanted
+            seen |= numbers
+
+
+def _ended(id_: str, sequence: int) -> JobRecord:
+    return JobRecord(
+        queue="q",
+        id=id_,
+        task="t",
+        state=JobState.SUCCEEDED,
+        sequence=sequence,
+        submission=b"s",
+        submitted_at=1.0,
+        ready_at=1.0,
+    )
+
+
+async def test_what_is_looked_for_in_vain_leaves_no_queue_behind(
+    server_url: str, open_store: Open
+) -> None:
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store() as storage:
+            name = uuid.uuid4().hex
+            (reply,) = await storage.edit(Cancel((JobRef(name, "a"),)))
+            assert reply.status is EditStatus.NOT_FOUND
+            lease = LeaseRef(name, "a", 1)
+            assert await storage.renew([lease], lease=1.0) == [RenewReply.LOST]
+            settlement = Settlement(queue=name, id="a", token=1, outcome=Outcome.SUCCEED)
+            (settled,), _ = await storage.settle([settlement])
+            assert settled.lost
+            found = await db.fetchval(
+                "SELECT count(*) FROM plugq.queue WHERE name = $1", name.encode()
+            )
+            assert found == 0
+    finally:
+        await db.close()
+
+
+async def test_a_claim_carries_no_more_than_an_answer_can(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., Any]
+) -> None:
+    """The bound is made small; the first job comes whatever it has."""
+    schema = f"cut_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(migration_sql(schema).replace("67108864", "100"))
+        async with open_store(schema=schema) as storage:
+            sizes = {"a": 200, "b": 60, "c": 30, "d": 30, "e": 10}
+            await storage.submit([new_job(id_, body=b"x" * n) for id_, n in sizes.items()])
+            found = []
+            while True:
+                reply = await storage.claim(claim(4))
+                found.append([lease.id for lease in reply.leases])
+                if reply.next_in is None:
+                    break
+            assert found == [["a"], ["b", "c"], ["d", "e"]]
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
+        await db.close()
+
+
+async def test_results_travel_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(_settle, "_MOST_BYTES", 100)
+    async with open_store() as storage:
+        await storage.submit([new_job(str(n)) for n in range(6)])
+        leases = (await storage.claim(claim(5))).leases
+        ended = [
+            Settlement(queue="q", id=x.id, token=x.token, outcome=Outcome.SUCCEED, result=b"x" * 60)
+            for x in leases
+        ]
+        replies, reply = await storage.settle(ended, claim(5))
+        assert [each.state for each in replies] == [JobState.SUCCEEDED] * 5
+        assert reply is not None
+        assert [lease.id for lease in reply.leases] == ["5"]
 
 
 async def test_a_claim_in_vain_waits_for_nobody(
@@ -201,6 +349,112 @@ async def test_a_server_without_a_connection_left_is_unavailable(
             await storage.submit([new_job("b")])
         finally:
             await storage.stop()
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("53100", "disk is full"),
+        ("53200", "out of memory"),
+        ("53300", "no connection left"),
+        ("55P03", "lock_timeout"),
+        ("57014", "statement_timeout"),
+        ("25006", "standby"),
+        ("42501", "rights"),
+        ("42P01", "migrations"),
+        ("42883", "migrations"),
+        ("3F000", "migrations"),
+        ("57P03", "starting up"),
+        ("XX000", "InternalServerError"),
+    ],
+)
+async def test_what_the_server_says_is_one_line_of_what_to_do(
+    open_store: Open, new_job: Callable[..., NewJob], state: str, said: str
+) -> None:
+    async with open_store() as storage:
+        with pytest.raises(Unavailable, match=said) as caught:
+            await storage._database.write(
+                f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$"
+            )
+        assert "\n" not in str(caught.value)
+        await storage.submit([new_job()])
+
+
+async def test_calls_end_in_time_however_long_the_server_works(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    """By the timeout of the server, by somebody who cancels, and by the clock of the caller."""
+    async with open_store(statement_timeout="200ms", lock_timeout="100ms") as storage:
+        with pytest.raises(Unavailable, match="statement_timeout"):
+            await storage._database.write("SELECT pg_sleep(60)")
+        # A pool of the user's own, whose sessions have no timeout.
+        async with (
+            asyncpg.create_pool(server_url, min_size=1, max_size=1) as pool,
+            open_store(statement_timeout="200ms", lock_timeout="100ms", pool=pool) as other,
+        ):
+            with pytest.raises((Unavailable, OutcomeUnknown)):
+                await other._database.write("SELECT pg_sleep(60)")
+            await other.submit([new_job()])
+
+
+async def test_a_server_that_hangs_costs_the_deadline_and_no_more(
+    own_server: Run, new_job: Callable[..., NewJob]
+) -> None:
+    with own_server("fsync=off") as server:
+        options = PostgresOptions(
+            url=server.url,
+            statement_timeout="300ms",
+            lock_timeout="200ms",
+            connect_timeout="300ms",
+        )
+        storage = PostgresStorage(options, PluginContext())
+        # What starting takes on a busy machine is not the subject.
+        await _until_it_serves(storage)
+        try:
+            await storage.submit([new_job("a")])
+            with server.paused():
+                answers = await asyncio.gather(
+                    *(storage.submit([new_job(queue=str(n))]) for n in range(3)),
+                    storage.get([JobRef("q", "a")]),
+                    storage.stats(),
+                    return_exceptions=True,
+                )
+                assert all(isinstance(x, Unavailable | OutcomeUnknown) for x in answers), answers
+            while await _error(storage, new_job) is not None:
+                pass
+            assert await _stored(storage, ["a"]) == 1
+        finally:
+            await storage.stop()
+
+
+async def _until_it_serves(storage: PostgresStorage) -> None:
+    while True:
+        try:
+            await storage.start()
+        except Unavailable:
+            continue
+        return
+
+
+async def test_a_newer_schema_is_worked_with_and_an_older_one_named(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    """What a newer version adds harms nobody; what an older one lacks is a matter of migrating."""
+    schema = f"version_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(migration_sql(schema))
+        await db.execute(f"INSERT INTO {schema}.plugq_version (version) VALUES (99)")
+        async with open_store(schema=schema) as storage:
+            await storage.submit([new_job("a")])
+        await db.execute(f"UPDATE {schema}.plugq_version SET version = 0 WHERE version = 1")
+        await db.execute(f"DELETE FROM {schema}.plugq_version WHERE version = 99")
+        with pytest.raises(ConfigError, match="plugq migrate"):
+            async with open_store(schema=schema, migrate=False):
+                pass
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE")
+        await db.close()
 
 
 async def test_a_wrong_password_is_a_configuration_error(own_server: Run) -> None:

@@ -12,8 +12,9 @@ import asyncpg
 import pytest
 
 from plugq.errors import ConfigError, PlugqError, Unavailable
-from plugq.protocols import NewJob, PluginContext
+from plugq.protocols import FindQuery, NewJob, PluginContext
 from plugq_postgres import PostgresOptions, PostgresStorage, migration_sql
+from plugq_postgres._options import shown
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 
@@ -24,6 +25,8 @@ Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
         ({"url": "mysql://h/d"}, "storage.url"),
         ({"url": "postgresql://h/d", "schema": ""}, "storage.schema"),
         ({"url": "postgresql://h/d", "schema": "x" * 64}, "storage.schema"),
+        ({"url": "postgresql://h/d", "schema": "$user"}, "storage.schema"),
+        ({"url": "postgresql://h/d", "schema": "pg_jobs"}, "storage.schema"),
         ({"url": "postgresql://h/d", "pool_size": 0}, "storage.pool_size"),
         ({"url": "postgresql://h/d", "lock_timeout": "soon"}, "storage.lock_timeout"),
         ({"url": "postgresql://h/d", "statement_timeout": 0}, "storage.statement_timeout"),
@@ -32,6 +35,74 @@ Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 def test_options_that_can_not_work_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         PostgresStorage(PostgresOptions(**options), PluginContext())
+
+
+@pytest.mark.parametrize("password", ["geheim/x", "geheim?x", "geheim#x", "gehe]im[/@x"])
+def test_a_password_that_is_not_quoted_is_refused_and_not_shown(password: str) -> None:
+    options = PostgresOptions(url=f"postgresql://user:{password}@host:5432/db")
+    with pytest.raises(ConfigError, match="%2F") as caught:
+        PostgresStorage(options, PluginContext())
+    assert "gehe" not in str(caught.value)
+    assert "gehe" not in shown(options.url)
+
+
+async def test_a_pool_that_begins_otherwise_is_refused(server_url: str, open_store: Open) -> None:
+    settings = {"default_transaction_isolation": "repeatable read"}
+    async with asyncpg.create_pool(
+        server_url, min_size=1, max_size=1, server_settings=settings
+    ) as pool:
+        with pytest.raises(ConfigError, match="read committed"):
+            async with open_store(pool=pool):
+                pass
+
+
+async def test_a_user_who_begins_otherwise_is_served(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    role = f"strict_{uuid.uuid4().hex[:12]}"
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(
+            f"CREATE ROLE {role} LOGIN SUPERUSER; "
+            f"ALTER ROLE {role} SET default_transaction_isolation = 'serializable'"
+        )
+        async with open_store(url=server_url.replace("postgres@", f"{role}@")) as storage:
+            calls = (storage.submit([new_job()]) for _ in range(20))
+            assert len(await asyncio.gather(*calls)) == 20
+    finally:
+        # It may have been the one that made the tables.
+        await db.execute(f"REASSIGN OWNED BY {role} TO postgres; DROP ROLE {role}")
+        await db.close()
+
+
+async def test_the_rights_that_are_asked_for_are_enough(
+    server_url: str, open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    role = f"user_{uuid.uuid4().hex[:12]}"
+    schema = f"rights_{uuid.uuid4().hex[:12]}"
+    url = server_url.replace("postgres@", f"{role}@")
+    db = await asyncpg.connect(server_url)
+    try:
+        await db.execute(migration_sql(schema))
+        await db.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema} TO {role}")
+        await db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}")
+        with pytest.raises(ConfigError, match="sequences"):
+            async with open_store(url=url, schema=schema):
+                pass
+        await db.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO {role}")
+        async with open_store(url=url, schema=schema) as storage:
+            assert len(await storage.submit([new_job("a")])) == 1
+    finally:
+        await db.execute(f"DROP SCHEMA {schema} CASCADE; DROP ROLE {role}")
+        await db.close()
+
+
+async def test_no_page_is_an_empty_page(open_store: Open, new_job: Callable[..., NewJob]) -> None:
+    async with open_store() as storage:
+        await storage.submit([new_job()])
+        assert (await storage.find(FindQuery(limit=0))).jobs == ()
+        with pytest.raises(PlugqError, match="cursor"):
+            await storage.find(FindQuery(cursor="9" * 5000))
 
 
 async def test_an_unknown_database_is_refused_without_the_password(server_url: str) -> None:

@@ -29,6 +29,8 @@ CANDIDACY = 1.4
 ROUND = 0.8
 #: A round that comes this much later than planned means that the process was paused.
 PAUSED = 2.0
+#: A timer may ring so much too early, which is no reason for a round of its own.
+_EARLY = 0.01
 #: How often a term is asked for in a row: it may have ended, and news may have come meanwhile.
 _TRIES = 4
 
@@ -129,7 +131,7 @@ class Sweeper:
             woke = self._clock.monotonic()
             if woke - planned > PAUSED:
                 patient_until = woke + self._patience
-            if woke >= renew_at:
+            if woke >= renew_at - _EARLY:
                 if not await self._stand():
                     return
                 renew_at = self._clock.monotonic() + RENEWAL

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
+#: What a whole job brings must be less, since it is counted on.
+_ROOM = 2**62
 #: What the details of a progress may hold: as much as the wire carries.
 _MOST_DETAIL = 2**64 - 1
 _TIMES = ("delay", "run_at", "deadline_in", "deadline_at", "result_ttl", "failure_ttl", "id_ttl")
@@ -95,7 +97,11 @@ def check_restore(jobs: Sequence[JobRecord]) -> None:
         for name in _TIMES_OF_RECORD:
             _time(name, getattr(job, name))
         for name in _COUNTS_OF_RECORD:
-            _whole(name, getattr(job, name))
+            value = getattr(job, name)
+            _whole(name, value)
+            if value is not None and value >= _ROOM:
+                message = f"{name}: {value} leaves no room to count on; give a smaller number"
+                raise InvalidJob(message)
         _text(f"{job.id}{job.queue}{job.task}{job.lane}{job.batch}{job.worker}{job.code}")
         _progress(job.progress)
         for attempt in job.history:

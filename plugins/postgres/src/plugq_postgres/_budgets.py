@@ -21,15 +21,16 @@ _LOAD = (
     "JOIN budget b ON b.queue = $1 AND b.kind = s.kind AND b.lane = s.lane WHERE b.expires > $4"
 )
 _STORE = (
-    "INSERT INTO budget AS b (queue, kind, lane, version, state, expires) "
-    "SELECT $1, s.kind, s.lane, nextval('version_sequence'), s.state, s.expires "
+    "INSERT INTO budget AS b (namespace, queue, kind, lane, version, state, expires) "
+    "SELECT $6, $1, s.kind, s.lane, nextval('version_sequence'), s.state, s.expires "
     "FROM unnest($2::smallint[], $3::bytea[], $4::bytea[], $5::float8[]) "
     "AS s (kind, lane, state, expires) "
     "ON CONFLICT (queue, kind, lane) DO UPDATE SET version = excluded.version, "
     "state = excluded.state, expires = excluded.expires RETURNING kind, lane, version"
 )
 _PARK_LANE = (
-    "INSERT INTO lane (queue, name, running, parked_until) SELECT $1, s.lane, 0, s.until "
+    "INSERT INTO lane (namespace, queue, name, running, parked_until) "
+    "SELECT $4, $1, s.lane, 0, s.until "
     "FROM unnest($2::bytea[], $3::float8[]) AS s (lane, until) "
     "ON CONFLICT (queue, name) DO UPDATE SET parked_until = excluded.parked_until"
 )
@@ -105,7 +106,7 @@ class Budgeting:
         if used:
             tx.changed.add(queue)
             rows = [(*key, use.state, tx.now + use.ttl) for key, use in used.items()]
-            stored = await tx.db.fetch(_STORE, queue, *columns(rows, 4))
+            stored = await tx.db.fetch(_STORE, queue, *columns(rows, 4), tx.namespace)
             versions = {(row["kind"], row["lane"]): row["version"] for row in stored}
             for key, use in used.items():
                 state = LimitState(use.lane, versions[key], use.state)
@@ -116,7 +117,7 @@ class Budgeting:
         if parked:
             tx.changed.add(queue)
             lanes = [(lane.encode(), until) for lane, until in parked.items() if lane is not None]
-            await tx.db.execute(_PARK_LANE, queue, *columns(lanes, 2))
+            await tx.db.execute(_PARK_LANE, queue, *columns(lanes, 2), tx.namespace)
             await tx.repair((queue, lane) for lane, _ in lanes)
 
 

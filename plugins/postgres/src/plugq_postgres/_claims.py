@@ -32,7 +32,7 @@ _TAKE = (
 )
 _GRANT = "SELECT ROW (grant_v1($1, $2, $3, $4, $5, $6, $7, $8), NULL)::effect_v1::text"
 _FIRST = (
-    "SELECT f.whole, s.seq, job.lane FROM first_v1($1, $2, $3, $3) AS f "
+    "SELECT f.whole, f.cut, s.seq, job.lane FROM first_v1($1, $2, $3, $3) AS f "
     "LEFT JOIN LATERAL unnest(f.seqs) WITH ORDINALITY AS s (seq, n) ON true "
     "LEFT JOIN job ON job.seq = s.seq ORDER BY s.n"
 )
@@ -209,4 +209,6 @@ class _Claim:
         rows = await self.tx.db.fetch(_FIRST, self.tx.now, queue, most)
         if not rows[0]["whole"]:
             return None
+        if rows[0]["cut"]:
+            self.due.append(0.0)
         return [(row["seq"], row["lane"]) for row in rows if row["seq"] is not None]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -19,15 +20,19 @@ from plugq.errors import ConfigError, Unavailable
 from plugq_postgres._faults import AGAIN, SPOILED, fault, unusable
 from plugq_postgres._migrations import NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, quoted, shown
+from plugq_postgres._turns import Turns
 from plugq_postgres._upkeep import Found, look
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from plugq.clock import Clock
     from plugq_postgres._options import PostgresOptions
 
 T = TypeVar("T")
+
+#: What each statement sees is what was committed before it, that of lock holders too.
+ISOLATION = "read committed"
 
 #: The oldest server that has what the statements need.
 _OLDEST = 130_000
@@ -39,6 +44,23 @@ _PARTING = 2.0
 _UNKNOWN_NUMBERS = "PQ002"
 #: Whether the transaction has changed anything so far.
 _WROTE = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+#: The tables and sequences of the schema that the user may not use in every way that calls do.
+_MISSING = """
+    SELECT c.relname AS name FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND CASE c.relkind
+        WHEN 'r' THEN NOT (
+            has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+            AND (c.relname = 'plugq_version' OR has_table_privilege(c.oid, 'INSERT')
+                AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+        )
+        WHEN 'S' THEN NOT (
+            has_sequence_privilege(c.oid, 'USAGE') AND has_sequence_privilege(c.oid, 'SELECT')
+            AND has_sequence_privilege(c.oid, 'UPDATE')
+        )
+        ELSE false
+    END ORDER BY c.relname
+"""
 _NOT_STARTED = "the PostgreSQL storage is not started; call start() or use it through connect()"
 
 
@@ -85,9 +107,13 @@ class Database:
         lock = duration(options.lock_timeout, "lock_timeout")
         #: The lock timeout as a setting of the server.
         self.wait = f"{max(1, round(lock * 1000))}ms"
-        self._statement = f"{max(1, round(statement * 1000))}ms"
+        #: For how long a transaction may wait for its client: others outlive it.
+        self.idle = f"{max(1, round(lock * 500))}ms"
+        self.statement = f"{max(1, round(statement * 1000))}ms"
         #: How long a call may take, in seconds.
         self.deadline = statement + lock + 1
+        self._lock = lock
+        self._turns = Turns(max(1, options.pool_size // 4))
 
     @property
     def clock(self) -> float | None:
@@ -113,9 +139,10 @@ class Database:
         else:
             found["server_settings"] = {
                 "application_name": "plugq",
-                "statement_timeout": self._statement,
+                "statement_timeout": self.statement,
                 "lock_timeout": self.wait,
-                "idle_in_transaction_session_timeout": self._statement,
+                "idle_in_transaction_session_timeout": self.idle,
+                "default_transaction_isolation": ISOLATION,
             }
         return found
 
@@ -154,6 +181,13 @@ class Database:
         if version < _OLDEST:
             message = f"storage.url: {self.server} is older than PostgreSQL 13; upgrade it"
             raise ConfigError(message)
+        isolation = await db.fetchval("SELECT current_setting('default_transaction_isolation')")
+        if isolation != ISOLATION:
+            message = (
+                f"storage: {self.server} begins transactions as {isolation!r} for this user or "
+                f"pool; set default_transaction_isolation = {ISOLATION!r} for it"
+            )
+            raise ConfigError(message)
         if await db.fetchval("SELECT pg_is_in_recovery()"):
             message = f"{self.server} is a standby and takes no writes; name the primary"
             raise Unavailable(message)
@@ -168,6 +202,14 @@ class Database:
             message = (
                 f"storage.schema: {schema!r} lacks tables; run plugq migrate, or leave "
                 "storage.migrate on"
+            )
+            raise ConfigError(message)
+        missing = await db.fetch(_MISSING, schema)
+        if missing:
+            names = ", ".join(row["name"] for row in missing[:3])
+            message = (
+                f"storage.schema: this user may not use {names} of schema {schema!r}; "
+                "grant it usage of the schema and all rights on its tables and its sequences"
             )
             raise ConfigError(message)
         self.namespace = await self._number(db)
@@ -241,24 +283,29 @@ class Database:
 
         return await self._call(run, writes=False)
 
-    async def write(self, statement: str, *values: Any) -> Any:
+    async def write(self, statement: str, *values: Any, queues: Collection[int] = ()) -> Any:
         """Run one statement, a transaction of its own, and return its first row.
+
+        ``queues`` are those that it waits for.
 
         Raises:
             Unavailable: nothing happened.
             OutcomeUnknown: it may have happened.
         """
         if failpoints.ARMED:
-            return next(iter(await self.transact(lambda db: db.fetch(statement, *values))), None)
+            rows = await self.transact(lambda db: db.fetch(statement, *values), queues)
+            return next(iter(rows), None)
 
         async def run(db: Any) -> Any:
             # All of them are asked for: the server would stop after the one that is.
             return next(iter(await db.fetch(statement, *values)), None)
 
-        return await self._call(run, writes=True)
+        return await self._call(run, writes=True, queues=queues)
 
-    async def transact(self, run: Callable[[Any], Awaitable[T]]) -> T:
+    async def transact(self, run: Callable[[Any], Awaitable[T]], queues: Collection[int] = ()) -> T:
         """Run a function inside a transaction; it may be run again from the start.
+
+        ``queues`` are those that it waits for.
 
         Raises:
             Unavailable: nothing happened.
@@ -278,11 +325,29 @@ class Database:
                 failpoints.hit("storage.commit.after")
             return result
 
-        return await self._call(whole, writes=True)
+        return await self._call(whole, writes=True, queues=queues)
 
-    async def _call(self, run: Callable[[Any], Awaitable[T]], *, writes: bool) -> T:
+    async def _call(
+        self,
+        run: Callable[[Any], Awaitable[T]],
+        *,
+        writes: bool,
+        queues: Collection[int] = (),
+    ) -> T:
         self.check_open()
-        return await asyncio.shield(self.spawn(self._with_tries(run, writes=writes)))
+        return await asyncio.shield(self.spawn(self._in_turn(run, queues, writes=writes)))
+
+    async def _in_turn(
+        self, run: Callable[[Any], Awaitable[T]], queues: Collection[int], *, writes: bool
+    ) -> T:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._lock):
+                    await stack.enter_async_context(self._turns.at(queues))
+            except TimeoutError:
+                message = f"{self.server}: other calls held the queue for longer than lock_timeout"
+                raise Unavailable(message) from None
+            return await self._with_tries(run, writes=writes)
 
     async def _with_tries(self, run: Callable[[Any], Awaitable[T]], *, writes: bool) -> T:
         for left in range(_TRIES - 1, -1, -1):

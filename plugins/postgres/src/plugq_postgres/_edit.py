@@ -58,8 +58,8 @@ _HOLDER = (
     "SELECT seq FROM unique_key WHERE queue = $1 AND key = $2 AND (until IS NULL OR until > $3)"
 )
 _HOLD = (
-    "INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until) "
-    "VALUES ($1, $2, $3, $7, $4, $5, 1, $6) ON CONFLICT (queue, key) DO UPDATE SET "
+    "INSERT INTO unique_key (namespace, queue, key, seq, place, id, generation, state, until) "
+    "VALUES ($8, $1, $2, $3, $7, $4, $5, 1, $6) ON CONFLICT (queue, key) DO UPDATE SET "
     "seq = excluded.seq, place = excluded.place, id = excluded.id, "
     "generation = excluded.generation, state = excluded.state, until = excluded.until"
 )
@@ -233,7 +233,15 @@ async def _retake_key(tx: Transaction, row: Row) -> bool:
         return False
     until = tx.now + (row.unique_ttl or 0.0) if row.unique_mode == THROTTLE else None
     await tx.db.execute(
-        _HOLD, row.queue, row.unique_key, row.seq, row.id, row.generation, until, row.place
+        _HOLD,
+        row.queue,
+        row.unique_key,
+        row.seq,
+        row.id,
+        row.generation,
+        until,
+        row.place,
+        tx.namespace,
     )
     return True
 

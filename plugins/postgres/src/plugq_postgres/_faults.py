@@ -11,7 +11,12 @@ from plugq_postgres._options import without_secrets
 _exceptions = asyncpg.exceptions
 
 #: The server took everything back since two calls waited for each other; the call is made again.
-AGAIN = (_exceptions.DeadlockDetectedError, _exceptions.SerializationError)
+AGAIN = (
+    _exceptions.DeadlockDetectedError,
+    _exceptions.SerializationError,
+    # A number that a restored job had for its own before whoever took it had committed.
+    _exceptions.UniqueViolationError,
+)
 #: After these a connection is of no use any more, whatever it says of itself.
 SPOILED = (
     _exceptions.ReadOnlySQLTransactionError,
@@ -24,15 +29,22 @@ SPOILED = (
 
 _TEXTS: tuple[tuple[type[Exception], str], ...] = (
     (_exceptions.LockNotAvailableError, "other calls held the queue for longer than lock_timeout"),
-    (_exceptions.QueryCanceledError, "the call took longer than statement_timeout"),
+    (
+        _exceptions.QueryCanceledError,
+        "the call was cancelled, or took longer than statement_timeout",
+    ),
     (_exceptions.ReadOnlySQLTransactionError, "it takes no writes, as a standby; name the primary"),
     (_exceptions.TooManyConnectionsError, "it has no connection left; lower storage.pool_size"),
     (_exceptions.DiskFullError, "its disk is full; free some space"),
     (_exceptions.OutOfMemoryError, "it is out of memory"),
+    (
+        _exceptions.IdleInTransactionSessionTimeoutError,
+        "this process was stopped in the midst of the call",
+    ),
     (_exceptions.CannotConnectNowError, "it is starting up or shutting down"),
     (
         _exceptions.InsufficientPrivilegeError,
-        "the user may not use the schema; grant it usage of it and all rights on its tables",
+        "the user may not use the schema; grant it all rights on its tables and sequences",
     ),
     (_exceptions.UndefinedFunctionError, "the schema is not as it was; run the migrations"),
     (_exceptions.UndefinedTableError, "the schema is not as it was; run the migrations"),

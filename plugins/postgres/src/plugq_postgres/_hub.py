@@ -45,7 +45,11 @@ _POLL = 1.0
 #: How long stop() tries to tell what is left to tell, in seconds.
 _PARTING = 1.0
 
-_SEND = "SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (c, p, i)"
+#: What is said is a hint: nobody waits until the disk has it.
+_SEND = (
+    "WITH s AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS off) "
+    "SELECT pg_notify(c, p), s.off FROM s, unnest($1::text[], $2::text[]) AS n (c, p)"
+)
 
 
 class Hub:

@@ -53,6 +53,26 @@ class Names:
             for kind, number, label in rows:
                 self._learn(kind, number, label.decode())
 
+    async def find(self, queues: Collection[str], *, db: Any = None) -> dict[str, int]:
+        """Return the numbers of those of the queues that have one.
+
+        Raises:
+            Unavailable: the server can not be reached.
+        """
+        self._bound()
+        unknown = [name.encode() for name in queues if name not in self._queues]
+        if unknown:
+            rows = await self._fetch(
+                db,
+                f"SELECT 0, id, name FROM {self._database.schema}.queue "  # noqa: S608 - a quoted name
+                "WHERE namespace = $1 AND name = ANY ($2)",
+                self._database.namespace,
+                unknown,
+            )
+            for kind, number, label in rows:
+                self._learn(kind, number, label.decode())
+        return {name: self._queues[name] for name in queues if name in self._queues}
+
     async def learn(
         self, queues: Iterable[int], tasks: Iterable[int] = (), *, db: Any = None
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -47,8 +47,18 @@ def checked(options: PostgresOptions) -> PostgresOptions:
         if url is not None and not url.startswith(("postgresql://", "postgres://")):
             message = f"storage.{name}: give a URL such as postgresql://user@host:5432/database"
             raise ConfigError(message)
+        if url is not None and not _whole(url):
+            # Without the URL: what is wrong is most likely in its password.
+            message = (
+                f"storage.{name}: can not be read as a URL; write / ? # @ and % in the user, the "
+                "password or the database as %2F %3F %23 %40 %25"
+            )
+            raise ConfigError(message)
     if not options.schema or "\0" in options.schema:
         message = 'storage.schema: name a schema, for instance schema = "plugq"'
+        raise ConfigError(message)
+    if options.schema == "$user" or options.schema.startswith("pg_"):
+        message = f"storage.schema: {options.schema!r} has a meaning of its own; name another one"
         raise ConfigError(message)
     if len(options.schema.encode()) > _LONGEST_NAME:
         message = f"storage.schema: a name may have {_LONGEST_NAME} bytes; shorten it"
@@ -77,14 +87,19 @@ def duration(value: float | str, name: str) -> float:
     return found
 
 
-def shown(url: str) -> str:
-    """Return a URL without what is secret in it."""
+def _whole(url: str) -> bool:
+    """Return whether the parts of a URL are those that its author meant."""
     try:
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit(("postgresql", host, parts.path, "", ""))
     except ValueError:
-        return "the PostgreSQL server"
+        return False
+    return "@" not in f"{parts.path}{parts.query}{parts.fragment}"
+
+
+def shown(url: str) -> str:
+    """Return a URL without what is secret in it."""
+    where = url.partition("://")[2].rpartition("@")[2]
+    return f"postgresql://{where.partition('?')[0].partition('#')[0]}"
 
 
 def without_secrets(url: str, text: str) -> str:

@@ -137,7 +137,7 @@ class Reader:
         rows = await database.read(chosen, *values)
         await self._names.learn([row["queue"] for row in rows], [row["task"] for row in rows])
         jobs = tuple(self._shown(row, now) for row in rows)
-        if len(jobs) == query.limit:
+        if jobs and len(jobs) == query.limit:
             return Page(jobs=jobs, cursor=str(jobs[-1].sequence))
         return Page(jobs=jobs, cursor=str(lowest) if examined == EXAMINED else None)
 
@@ -285,8 +285,9 @@ def _range(query: FindQuery, values: list[Any]) -> list[str]:
         where += [f"a.batch = {_value(values, query.batch.encode())}"]
     if query.cursor is not None:
         cursor = query.cursor
-        if not cursor.isascii() or not cursor.isdigit() or int(cursor) >= _MOST_CURSOR:
-            message = f"find: {cursor!r} is no cursor; pass the one of the page before"
+        known = cursor.isascii() and cursor.isdigit() and len(cursor) <= len(str(_MOST_CURSOR))
+        if not known or int(cursor) >= _MOST_CURSOR:
+            message = f"find: {cursor[:50]!r} is no cursor; pass the one of the page before"
             raise PlugqError(message)
         where.append(f"a.place < {_value(values, int(cursor))}")
     return where

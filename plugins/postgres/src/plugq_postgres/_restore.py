@@ -73,7 +73,15 @@ _HISTORY = "UPDATE {table} SET history = $2 WHERE seq = $1"
 #: No two restore at once: sequences that are granted later are greater than all restored ones.
 _ALONE = "SELECT pg_advisory_xact_lock('job_sequence'::regclass::oid::bigint)"
 _NUMBERS = "SELECT nextval('job_sequence') AS seq FROM generate_series(1, $1)"
-_RAISE_SEQUENCE = "SELECT setval('job_sequence', $1) FROM job_sequence WHERE last_value < $1"
+#: No more numbers than these are taken by others while a statement runs.
+_GAP = 1_000_000
+#: Far ahead it is set; near by, where others take numbers too, they are taken one by one, since to
+#: set it then might give some of them out again.
+_SKIP = f"SELECT setval('job_sequence', $1) FROM job_sequence WHERE last_value < $1 - {_GAP}"
+_STEP = (
+    "SELECT count(nextval('job_sequence')) FROM job_sequence, "
+    "generate_series(last_value, $1) WHERE last_value < $1"
+)
 _TAKEN = (
     "SELECT place FROM job WHERE namespace = $1 AND place = ANY ($2) "
     "UNION ALL SELECT place FROM done WHERE namespace = $1 AND place = ANY ($2)"
@@ -96,7 +104,8 @@ async def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
     await tx.db.execute(_ALONE)
     places = [job.sequence for job in new]
     taken = {row["place"] for row in await tx.db.fetch(_TAKEN, tx.namespace, places)}
-    await tx.db.execute(_RAISE_SEQUENCE, max(places))
+    await tx.db.execute(_SKIP, max(places))
+    await tx.db.execute(_STEP, max(places))
     entered, *seqs = [row["seq"] for row in await tx.db.fetch(_NUMBERS, len(new) + 1)]
     queues, tasks = await tx.names.number(
         {job.queue for job in new}, {job.task for job in new}, db=tx.db

@@ -21,6 +21,8 @@ SETTLE = (
 RENEW = "SELECT * FROM {schema}.renew_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 
 _WIDTH = 16
+#: The most that the results of one message have, in bytes.
+_MOST_BYTES = 64 * 1024 * 1024
 _TOTALS = {
     Outcome.RETRY: KINDS["retried"],
     Outcome.SNOOZE: KINDS["snoozed"],
@@ -60,7 +62,8 @@ def settle_arguments(
             unknown = 2 if settlement.code == "unknown_task" else 1
         rows.append(
             (
-                queues[settlement.queue],
+                # Nobody holds a lease in a queue that nothing was ever said of.
+                queues.get(settlement.queue),
                 settlement.id.encode(),
                 settlement.token,
                 left,
@@ -79,6 +82,18 @@ def settle_arguments(
             )
         )
     return columns(rows, _WIDTH)
+
+
+def portions(settlements: Sequence[Settlement]) -> list[Sequence[Settlement]]:
+    """Return settlements by as many as one message can carry; at least one portion, maybe empty."""
+    found: list[Sequence[Settlement]] = []
+    start = size = 0
+    for place, settlement in enumerate(settlements):
+        size += len(settlement.result or b"")
+        if size > _MOST_BYTES and place > start:
+            found.append(settlements[start:place])
+            start, size = place, len(settlement.result or b"")
+    return [*found, settlements[start:]]
 
 
 def settle_replies(count: int, answer: Mapping[str, Any]) -> list[SettleReply]:
@@ -184,7 +199,8 @@ async def claim_reply(answer: Mapping[str, Any], names: Names, now: float) -> Cl
 def renew_arguments(refs: Sequence[LeaseRef], queues: Mapping[str, int]) -> list[list[Any]]:
     """Return what the server takes of leases to be renewed."""
     return columns(
-        [(queues[ref.queue], ref.id.encode(), ref.token, packed(ref.progress)) for ref in refs], 4
+        [(queues.get(ref.queue), ref.id.encode(), ref.token, packed(ref.progress)) for ref in refs],
+        4,
     )
 
 

@@ -9,7 +9,7 @@ from plugq.lifecycle import Lifecycle
 from plugq.protocols import checks
 from plugq.protocols.edits import Configure, JobEdit
 from plugq.protocols.plugin import API_VERSION, Capability
-from plugq.protocols.storage import Register, Swapped
+from plugq.protocols.storage import Register, Swapped, SweepReply
 from plugq_postgres import _settle, _submit
 from plugq_postgres._claims import claim_limited
 from plugq_postgres._database import Database
@@ -22,13 +22,13 @@ from plugq_postgres._options import PostgresOptions, checked
 from plugq_postgres._reads import Reader
 from plugq_postgres._receivers import Listener, Watch
 from plugq_postgres._restore import restore
-from plugq_postgres._sweep import idle_sweep, sweep
+from plugq_postgres._sweep import look, sweep
 from plugq_postgres._transaction import Transaction
 from plugq_postgres._upkeep import facts_of, layout_of, migrated
 from plugq_postgres._within import Within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     import asyncpg
     import msgspec
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
         SettleReply,
         Stats,
         SubmitReply,
-        SweepReply,
         SweepRequest,
     )
     from plugq.protocols.upkeep import Fact, Layout
@@ -137,6 +136,7 @@ class PostgresStorage(Lifecycle):
     async def submit(self, jobs: Sequence[NewJob]) -> Sequence[SubmitReply]:
         """Store jobs durably and answer for each."""
         checks.check_submit(jobs)
+        _submit.check_size(jobs)
         self._database.check_open()
         if not jobs:
             return []
@@ -181,7 +181,7 @@ class PostgresStorage(Lifecycle):
         )
         arguments = _submit.arguments(jobs, queues, tasks)
         while True:
-            answer = await self._write(_submit.STATEMENT, *arguments)
+            answer = await self._write(queues.values(), _submit.STATEMENT, *arguments)
             # Without it users have committed more than a call can move in first.
             if answer["seqs"] is not None:
                 return _submit.replies(jobs, answer)
@@ -194,14 +194,15 @@ class PostgresStorage(Lifecycle):
         It is one statement there, which waits for nobody, and for which nobody waits.
         """
         checks.check_submit(jobs)
+        _submit.check_size(jobs)
         self._database.check_open()
         return await self._within.submit(connection, jobs) if jobs else []
 
     async def _admit(self, queues: Collection[str] | None) -> None:
-        """Move in what users have committed, in these queues or in all of the namespace."""
+        """Move in what users have committed, in these queues or in all that nobody holds."""
         names = None if queues is None else [queue.encode() for queue in queues]
         while True:
-            answer = await self._write("SELECT * FROM {schema}.admit_v1($1, $2, $3, $4)", names)
+            answer = await self._write((), "SELECT * FROM {schema}.admit_v1($1, $2, $3, $4)", names)
             if not answer["more"]:
                 return
 
@@ -234,25 +235,43 @@ class PostgresStorage(Lifecycle):
         self, settlements: Sequence[Settlement], claim: ClaimRequest | None
     ) -> tuple[list[SettleReply], ClaimReply | None]:
         self._database.check_open()
-        claimed = () if claim is None else claim.queues
-        queues, _ = await self._names.number(
-            {*(settlement.queue for settlement in settlements), *claimed}
-        )
+        queues = await self._names.find({settlement.queue for settlement in settlements})
+        if claim is not None:
+            claimed, _ = await self._names.number(claim.queues)
+            queues |= claimed
+        done: list[SettleReply] = []
+        first, *others = _settle.portions(settlements)
+        for portion in others:
+            replies, _ = await self._settle_portion(portion, None, queues)
+            done += replies
+        replies, reply = await self._settle_portion(first, claim, queues)
+        return [*replies, *done], reply
+
+    async def _settle_portion(
+        self,
+        settlements: Sequence[Settlement],
+        claim: ClaimRequest | None,
+        queues: Mapping[str, int],
+    ) -> tuple[list[SettleReply], ClaimReply | None]:
+        count = len(settlements)
         arguments = _settle.settle_arguments(settlements, queues)
-        if claim is None or not self._limited.intersection(claimed):
+        if claim is None or not self._limited.intersection(claim.queues):
             answer = await self._write(
-                _settle.SETTLE, *arguments, *_settle.claim_arguments(claim, queues)
+                queues.values(),
+                _settle.SETTLE,
+                *arguments,
+                *_settle.claim_arguments(claim, queues),
             )
             if not answer["limited"]:
-                replies = _settle.settle_replies(len(settlements), answer)
+                replies = _settle.settle_replies(count, answer)
                 if claim is None:
                     return replies, None
                 now = self._database.now(answer["now"])
                 return replies, await _settle.claim_reply(answer, self._names, now)
         assert claim is not None  # noqa: S101 - without one nothing is limited
-        return await self._transact(
-            lambda tx: claim_limited(tx, arguments, len(settlements), claim, self._limited),
-            {*(settlement.queue for settlement in settlements), *claimed},
+        return await self._holding(
+            lambda tx: claim_limited(tx, arguments, count, claim, self._limited),
+            list(queues.values()),
             complete=False,
         )
 
@@ -266,8 +285,9 @@ class PostgresStorage(Lifecycle):
         """Extend leases and release those that a lost reply granted."""
         checks.check_renew(leases, lease, holder)
         self._database.check_open()
-        queues, _ = await self._names.number({ref.queue for ref in leases})
+        queues = await self._names.find({ref.queue for ref in leases})
         answer = await self._write(
+            queues.values(),
             _settle.RENEW,
             *_settle.renew_arguments(leases, queues),
             lease,
@@ -280,12 +300,10 @@ class PostgresStorage(Lifecycle):
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
         checks.check_sweep(request)
-        reply, self._hub.listened = await idle_sweep(
-            self._database, request, lambda: self._admit(None)
-        )
-        if reply is None:
-            reply = await self._transact(lambda tx: sweep(tx, request), None, complete=False)
-        return reply
+        found, self._hub.listened = await look(self._database, request, lambda: self._admit(None))
+        if isinstance(found, SweepReply):
+            return found
+        return await self._holding(lambda tx: sweep(tx, request, found), found, complete=False)
 
     async def get(
         self,
@@ -314,8 +332,8 @@ class PostgresStorage(Lifecycle):
         checks.check_edit(edit)
         self._database.check_open()
         if isinstance(edit, JobEdit):
-            queues = {ref.queue for ref in edit.refs}
-            return await self._transact(lambda tx: edit_jobs(tx, edit), queues)
+            numbers = await self._names.find({ref.queue for ref in edit.refs})
+            return await self._holding(lambda tx: edit_jobs(tx, edit), list(numbers.values()))
         if isinstance(edit, Configure):
             queues = {settings.queue for settings in edit.settings}
         else:
@@ -370,7 +388,7 @@ class PostgresStorage(Lifecycle):
         """Return the registers whose key starts with the prefix."""
         return await _readable(self._reader.scan(prefix))
 
-    async def _write(self, statement: str, *values: Any) -> asyncpg.Record:
+    async def _write(self, queues: Collection[int], statement: str, *values: Any) -> asyncpg.Record:
         """Make one call of the server and send what it has to tell."""
         database = self._database
         answer = await database.write(
@@ -379,27 +397,31 @@ class PostgresStorage(Lifecycle):
             database.at,
             database.wait,
             *values,
+            queues=queues,
         )
         database.now(answer["now"])
         self._hub.heed(answer)
         return answer
 
     async def _transact(
+        self, run: Callable[[Transaction], Awaitable[T]], queues: Collection[str]
+    ) -> T:
+        """Run statements in one transaction that holds these queues."""
+        numbers, _ = await self._names.number(queues)
+        return await self._holding(run, list(numbers.values()))
+
+    async def _holding(
         self,
         run: Callable[[Transaction], Awaitable[T]],
-        queues: Collection[str] | None,
+        numbers: Sequence[int],
         *,
         complete: bool = True,
     ) -> T:
-        """Run statements in one transaction that holds these queues, or all of them.
+        """Run statements in one transaction that holds the queues of these numbers.
 
         ``complete`` says that they have to see everything that users have committed.
         """
         database = self._database
-        numbers: list[int] | None = None
-        if queues is not None:
-            found, _ = await self._names.number(queues)
-            numbers = list(found.values())
 
         async def whole(db: Any) -> tuple[tuple[T] | None, Any]:
             tx = Transaction(db, database, self._names)
@@ -408,7 +430,7 @@ class PostgresStorage(Lifecycle):
             return result, await tx.end()
 
         while True:
-            result, answer = await database.transact(whole)
+            result, answer = await database.transact(whole, numbers)
             self._hub.heed(answer)
             if result is not None:
                 return result[0]

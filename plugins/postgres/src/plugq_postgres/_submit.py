@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from plugq.errors import InvalidJob
 from plugq.protocols.storage import SubmitReply, SubmitStatus
 from plugq_postgres._rows import STATES, UNIQUE_CODES, columns, name
 
@@ -22,10 +23,24 @@ _STATUSES = (
     SubmitStatus.LATE,
 )
 _WIDTH = 21
+#: A message of the server, in which all jobs of a call travel, has less than 1 GiB.
+MOST_BYTES = 512 * 1024 * 1024
 STATEMENT = (
     "SELECT * FROM {schema}.submit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, "
     "$14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"
 )
+
+
+def check_size(jobs: Sequence[NewJob]) -> None:
+    """Refuse jobs that no message of the server can carry.
+
+    Raises:
+        InvalidJob: together they are too large.
+    """
+    size = sum(len(job.body) for job in jobs)
+    if size > MOST_BYTES:
+        message = f"the jobs of one call have {size} bytes; submit at most {MOST_BYTES} at once"
+        raise InvalidJob(message)
 
 
 def arguments(

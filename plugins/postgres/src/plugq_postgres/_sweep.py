@@ -24,68 +24,65 @@ from plugq_postgres._rows import (
 from plugq_postgres._transaction import Finish, Requeue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from plugq.protocols.storage import SweepRequest
     from plugq_postgres._database import Database
     from plugq_postgres._transaction import Transaction
 
-_LAPSED = (
-    f"SELECT {COLUMNS} FROM job j WHERE namespace = $1 AND state = 2 AND lease_until <= $2 "
-    "ORDER BY lease_until LIMIT $3"
-)
-_OVERRUN = (
-    f"SELECT {COLUMNS} FROM job j WHERE namespace = $1 AND state = 2 AND deadline_at <= $2 "
-    "ORDER BY deadline_at LIMIT $3"
-)
-_OVERDUE = (
-    f"SELECT {COLUMNS} FROM job j WHERE namespace = $1 AND state < 2 AND deadline_at <= $2 "
-    "ORDER BY deadline_at LIMIT $3"
-)
-_DUE = (
-    f"SELECT j.* FROM queue q CROSS JOIN LATERAL (SELECT {COLUMNS} FROM job j "
-    "WHERE j.queue = q.id AND j.state = 0 AND j.ready_at <= $2 ORDER BY j.ready_at, j.place "
-    "LIMIT $3) j WHERE q.namespace = $1 LIMIT $3"
-)
-_TIDY = (
-    f"SELECT {COLUMNS} FROM done j WHERE namespace = $1 AND tidy_at <= $2 ORDER BY tidy_at LIMIT $3"
-)
+
+def _first(table: str, condition: str, order: str) -> str:
+    """Return a statement for the first rows that time has made due, in the queues of the sweep."""
+    return (
+        f"SELECT {COLUMNS} FROM (SELECT * FROM {table} WHERE namespace = $1 AND {condition} "
+        f"ORDER BY {order} LIMIT $3) j WHERE j.queue = ANY ($4)"
+    )
+
+
+_LAPSED = _first("job", "state = 2 AND lease_until <= $2", "lease_until")
+_OVERRUN = _first("job", "state = 2 AND deadline_at <= $2", "deadline_at")
+_OVERDUE = _first("job", "state < 2 AND deadline_at <= $2", "deadline_at")
+_DUE = _first("job", "state = 0 AND ready_at <= $2", "ready_at, place")
+_TIDY = _first("done", "tidy_at <= $2", "tidy_at")
 _CLEAR = "UPDATE done SET result = NULL, tidy_at = expires_at WHERE seq = ANY ($1)"
-#: What is simply forgotten once its time has passed.
+
+
+def _forgotten(table: str, keys: str, time: str, *, of_queues: bool = False) -> str:
+    """Return a statement that forgets rows whose time has passed, and still has when they go."""
+    mine = " AND queue = ANY ($4)" * of_queues
+    return (
+        f"DELETE FROM {table} WHERE ({keys}) IN (SELECT {keys} FROM {table} "
+        f"WHERE namespace = $1 AND {time} <= $2{mine} ORDER BY {time} LIMIT $3) AND {time} <= $2"
+    )
+
+
 _FORGET = (
-    "WITH r AS (DELETE FROM register WHERE (namespace, key) IN (SELECT namespace, key "
-    "FROM register WHERE namespace = $1 AND expires <= $2 LIMIT $3) RETURNING 1), "
-    "u AS (DELETE FROM unique_key WHERE (queue, key) IN (SELECT u.queue, u.key FROM queue q "
-    "CROSS JOIN LATERAL (SELECT queue, key FROM unique_key WHERE unique_key.queue = q.id "
-    "AND until <= $2 LIMIT $3) u WHERE q.namespace = $1 LIMIT $3) RETURNING 1), "
-    "b AS (DELETE FROM budget WHERE (queue, kind, lane) IN (SELECT b.queue, b.kind, b.lane "
-    "FROM queue q CROSS JOIN LATERAL (SELECT queue, kind, lane FROM budget "
-    "WHERE budget.queue = q.id AND expires <= $2 LIMIT $3) b WHERE q.namespace = $1 LIMIT $3) "
-    "RETURNING 1), "
-    "c AS (DELETE FROM claimed WHERE (namespace, worker, number) IN (SELECT namespace, worker, "
-    "number FROM claimed WHERE namespace = $1 AND until <= $2 LIMIT $3)), "
-    "t AS (DELETE FROM batch WHERE (namespace, name) IN (SELECT namespace, name FROM batch "
-    "WHERE namespace = $1 AND expires <= $2 LIMIT $3)), "
+    f"WITH r AS ({_forgotten('register', 'namespace, key', 'expires')} RETURNING 1), "
+    f"u AS ({_forgotten('unique_key', 'queue, key', 'until', of_queues=True)} RETURNING 1), "
+    f"b AS ({_forgotten('budget', 'queue, kind, lane', 'expires', of_queues=True)} RETURNING 1), "
+    f"c AS ({_forgotten('claimed', 'namespace, worker, number', 'until')}), "
+    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')}), "
     "p AS (DELETE FROM peer WHERE namespace = $1 AND NOT alive_v1(pid)), "
     "l AS (DELETE FROM listener WHERE namespace = $1 AND NOT alive_v1(pid)) "
     "SELECT greatest((SELECT count(*) FROM r), (SELECT count(*) FROM u), (SELECT count(*) FROM b))"
 )
 _IDLE = (
-    "SELECT q.id, count(*) FROM peer p JOIN queue q ON q.id = ANY (p.queues) "
-    "WHERE p.namespace = $1 GROUP BY q.id"
+    "SELECT s.id, count(*) FROM (SELECT unnest(p.queues) AS id FROM peer p "
+    "WHERE p.namespace = $1) s WHERE s.id = ANY ($2) GROUP BY s.id"
 )
 _PARKED = (
-    "SELECT * FROM queue WHERE namespace = $1 "
+    "SELECT * FROM queue WHERE id = ANY ($1) "
     "AND (parked_until <= $2 OR lane_limits <> '') ORDER BY id"
 )
 _NEXT = "SELECT next_v1($1, $2, $3)"
-_LOOK = "SELECT * FROM {schema}.look_v1($1, $2, $3, $4, $5)"
+_LOOK = "SELECT * FROM {schema}.look_v1($1, $2, $3, $4, $5, $6)"
 
 
 class _Sweep:
-    def __init__(self, tx: Transaction, request: SweepRequest) -> None:
+    def __init__(self, tx: Transaction, request: SweepRequest, queues: Sequence[int]) -> None:
         self.tx = tx
         self.request = request
+        self.queues = queues
         self.limit = max(0, request.limit)
         self.changes: list[tuple[Row, Event, int | None, str]] = []
         #: Whether a kind filled its limit, so that more may be left.
@@ -93,7 +90,7 @@ class _Sweep:
 
     async def rows(self, statement: str, before: float) -> list[Row]:
         tx = self.tx
-        found = await tx.db.fetch(statement, tx.namespace, before, self.limit)
+        found = await tx.db.fetch(statement, tx.namespace, before, self.limit, self.queues)
         self.more = self.more or len(found) >= self.limit
         return [Row._make(row) for row in found]
 
@@ -106,9 +103,9 @@ class _Sweep:
         await self._due()
         await self._tidy()
         await self._let_in()
-        forgotten = await tx.db.fetchval(_FORGET, tx.namespace, tx.now, self.limit)
+        forgotten = await tx.db.fetchval(_FORGET, tx.namespace, tx.now, self.limit, self.queues)
         self.more = self.more or forgotten >= self.limit
-        for queue, peers in await tx.db.fetch(_IDLE, tx.namespace):
+        for queue, peers in await tx.db.fetch(_IDLE, tx.namespace, self.queues):
             tx.opened(queue, peers)
             tx.changed.discard(queue)
         next_in = await self._next_in()
@@ -221,7 +218,7 @@ class _Sweep:
     async def _let_in(self) -> None:
         tx = self.tx
         count = 0
-        for queue in await tx.db.fetch(_PARKED, tx.namespace, tx.now):
+        for queue in await tx.db.fetch(_PARKED, self.queues, tx.now):
             if queue["lane_limits"]:
                 _, lanes = await let_in(tx, queue, self.limit - count)
                 count += lanes
@@ -243,37 +240,38 @@ def _error(row: Row, code: str, type_: str, message: str) -> bytes | None:
     return packed(AttemptRecord(attempt=row.attempt, code=code, type=type_, message=message))
 
 
-async def sweep(tx: Transaction, request: SweepRequest) -> SweepReply:
-    """Do what time makes due, at most ``limit`` of each kind."""
-    return await _Sweep(tx, request).run()
+async def sweep(tx: Transaction, request: SweepRequest, queues: Sequence[int]) -> SweepReply:
+    """Do what time makes due in these queues, which are locked, at most ``limit`` of each kind."""
+    return await _Sweep(tx, request, queues).run()
 
 
-async def idle_sweep(
+async def look(
     database: Database, request: SweepRequest, admit: Callable[[], Awaitable[None]]
-) -> tuple[SweepReply | None, bool]:
-    """Return the answer to a sweep that has nothing to do, ``None`` where it has.
+) -> tuple[SweepReply | Sequence[int], bool]:
+    """Return the answer to a sweep that has nothing to do, or the queues in which it has.
 
     It costs one round trip and takes no lock, unless there is something to ``admit``. With it
     comes whether anybody listens.
     """
 
-    async def look(*, first: bool) -> Any:
+    async def ask(*, first: bool) -> Any:
         [found] = await database.read(
             _LOOK.format(schema=database.schema),
             database.namespace,
             database.at,
             request.end_leases,
             request.deadline_grace,
+            max(1, request.limit),
             first,
         )
         return found
 
-    found = await look(first=True)
+    found = await ask(first=True)
     if found["waits"]:
         await admit()
-        found = await look(first=False)
+        found = await ask(first=False)
     if found["work"]:
-        return None, found["listened"]
+        return found["queues"], found["listened"]
     now, soonest = database.now(found["now"]), found["next"]
     next_in = None if soonest is None else max(0.0, soonest - now)
     return SweepReply(next_in=next_in), found["listened"]

@@ -25,7 +25,7 @@ _BY_REF = (
     " CROSS JOIN LATERAL (SELECT * FROM job WHERE job.queue = s.queue AND job.id = s.id "
     "UNION ALL SELECT * FROM done WHERE done.queue = s.queue AND done.id = s.id) j"
 )
-_BEGIN = "SELECT * FROM {schema}.begin_v1($1, $2, $3, $4, $5)"
+_BEGIN = "SELECT * FROM {schema}.begin_v1($1, $2, $3, $4, $5, $6, $7)"
 _FINISH = "SELECT finish_v1($1, $2, $3, $4, $5, NULL, $6, NULL, $7, $8, $9, $10, NULL)::text"
 _REQUEUE = "SELECT requeue_v1($1, $2, $3, $4, NULL, $5, NULL, $6, $7, $8, $9, $10, NULL)::text"
 _PROMOTE = "SELECT ROW (promote_v1($1, $2, $3), NULL)::effect_v1::text"
@@ -89,8 +89,8 @@ class Transaction:
         self._claimant = b""
         self._claimed: list[int] = []
 
-    async def begin(self, queues: Sequence[int] | None) -> None:
-        """Lock the queues, all of the namespace where none are named, and look at the clock."""
+    async def begin(self, queues: Sequence[int]) -> None:
+        """Lock the queues and look at the clock."""
         database = self._database
         begun = await self.db.fetchrow(
             _BEGIN.format(schema=database.schema),
@@ -98,6 +98,8 @@ class Transaction:
             self.namespace,
             database.at,
             database.wait,
+            database.idle,
+            database.statement,
             queues,
         )
         self.now = database.now(begun["now"])
@@ -150,10 +152,10 @@ class Transaction:
 
     async def rows(self, refs: Sequence[JobRef]) -> list[Row | None]:
         """Return the row of each job, ``None`` where there is no such job."""
-        queues, _ = await self.names.number({ref.queue for ref in refs}, db=self.db)
+        queues = await self.names.find({ref.queue for ref in refs}, db=self.db)
         found: list[Row | None] = [None] * len(refs)
         for place, *values in await self.db.fetch(
-            _BY_REF, [queues[ref.queue] for ref in refs], [ref.id.encode() for ref in refs]
+            _BY_REF, [queues.get(ref.queue) for ref in refs], [ref.id.encode() for ref in refs]
         ):
             found[place - 1] = Row._make(values)
         return found

@@ -310,6 +310,9 @@ class Hostile(Contract):
             before = await snapshot(scene)
             wrong: list[dict[str, Any]] = [{"ready_at": value} for value in _NO_TIMES]
             wrong += [{"token": value} for value in _TOO_MUCH]
+            # What is granted later counts on from there.
+            counts = ("sequence", "token", "attempt", "crashes", "generation")
+            wrong += [{name: 2**63 - 1} for name in counts]
             wrong += [{"lane": text} for text in _SURROGATES]
             for fields in wrong:
                 jobs = [

@@ -32,7 +32,10 @@ CREATE TABLE queue (
     revision integer NOT NULL DEFAULT 0,
     parked_until double precision,
     UNIQUE (namespace, name)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+-- Of no use to whoever looks for a name, so that no plan takes it for one that is.
+CREATE INDEX queue_now ON queue ((namespace::bigint), now);
+CREATE INDEX queue_parked ON queue (namespace, parked_until) WHERE parked_until IS NOT NULL;
 
 -- Jobs by sequence, versions of registers and of limiter states.
 CREATE SEQUENCE job_sequence;
@@ -87,10 +90,12 @@ CREATE TABLE job (
     history bytea[],
     body bytea NOT NULL,
     result bytea
-) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 -- Jobs that have ended leave the table that claims read and come here, row by row as they are.
-CREATE TABLE done (LIKE job INCLUDING DEFAULTS, PRIMARY KEY (seq));
+CREATE TABLE done (LIKE job INCLUDING DEFAULTS, PRIMARY KEY (seq))
+WITH (autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE UNIQUE INDEX job_place ON job (namespace, place);
 CREATE UNIQUE INDEX done_place ON done (namespace, place);
@@ -98,6 +103,7 @@ CREATE UNIQUE INDEX job_id ON job (queue, id);
 CREATE INDEX job_ready ON job (queue, priority DESC, ready_at, place)
     WHERE state = 1 AND eligible = 1;
 CREATE INDEX job_due ON job (queue, ready_at, place) WHERE state = 0;
+CREATE INDEX job_soon ON job (namespace, ready_at, place) WHERE state = 0;
 CREATE INDEX job_lane ON job (queue, lane, priority DESC, ready_at, place)
     WHERE state = 1 AND eligible < 2 AND lane IS NOT NULL;
 CREATE INDEX job_head ON job (queue, lane)
@@ -153,7 +159,7 @@ CREATE TABLE tally (
     kind smallint NOT NULL,
     n bigint NOT NULL,
     PRIMARY KEY (queue, task, kind)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- Seconds that ended attempts ran, how many these were, and the decaying rate of ends.
 CREATE TABLE pace (
@@ -164,10 +170,11 @@ CREATE TABLE pace (
     rate double precision NOT NULL,
     rate_at double precision NOT NULL,
     PRIMARY KEY (queue, task)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- Lanes of which jobs run, and parked ones.
 CREATE TABLE lane (
+    namespace integer NOT NULL,
     queue integer NOT NULL,
     name bytea NOT NULL,
     running bigint NOT NULL,
@@ -175,8 +182,10 @@ CREATE TABLE lane (
     PRIMARY KEY (queue, name)
 );
 CREATE INDEX lane_parked ON lane (queue, parked_until, name) WHERE parked_until IS NOT NULL;
+CREATE INDEX lane_soon ON lane (namespace, parked_until) WHERE parked_until IS NOT NULL;
 
 CREATE TABLE unique_key (
+    namespace integer NOT NULL,
     queue integer NOT NULL,
     key bytea NOT NULL,
     seq bigint NOT NULL,
@@ -187,7 +196,7 @@ CREATE TABLE unique_key (
     until double precision,
     PRIMARY KEY (queue, key)
 );
-CREATE INDEX unique_until ON unique_key (queue, until) WHERE until IS NOT NULL;
+CREATE INDEX unique_until ON unique_key (namespace, until) WHERE until IS NOT NULL;
 
 -- Claims that granted leases and may be asked again.
 CREATE TABLE claimed (
@@ -219,6 +228,7 @@ CREATE INDEX batch_expires ON batch (namespace, expires) WHERE expires IS NOT NU
 
 -- The state of the limiters of a queue (kind 0, lane '') or of one of its lanes (kind 1).
 CREATE TABLE budget (
+    namespace integer NOT NULL,
     queue integer NOT NULL,
     kind smallint NOT NULL,
     lane bytea NOT NULL,
@@ -227,7 +237,7 @@ CREATE TABLE budget (
     expires double precision NOT NULL,
     PRIMARY KEY (queue, kind, lane)
 );
-CREATE INDEX budget_expires ON budget (queue, expires);
+CREATE INDEX budget_expires ON budget (namespace, expires);
 
 CREATE TABLE register (
     namespace integer NOT NULL,

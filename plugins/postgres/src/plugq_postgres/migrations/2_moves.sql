@@ -28,13 +28,17 @@ BEGIN
 END $$;
 
 CREATE FUNCTION now_v1(p_namespace integer, p_clock double precision) RETURNS double precision
-LANGUAGE sql AS $$
-    SELECT greatest(
-        coalesce(p_clock, extract(epoch FROM clock_timestamp())::double precision),
-        (SELECT max(queue.now) FROM queue WHERE queue.namespace = p_namespace),
-        (SELECT n.now FROM namespace n WHERE n.id = p_namespace)
-    )
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT greatest(
+            coalesce(p_clock, extract(epoch FROM clock_timestamp())::double precision),
+            (SELECT queue.now FROM queue WHERE queue.namespace::bigint = p_namespace::bigint
+                ORDER BY queue.now DESC LIMIT 1),
+            (SELECT n.now FROM namespace n WHERE n.id = p_namespace)
+        )
+    );
+END $$;
 
 -- The time, for statements that stand alone.
 CREATE FUNCTION clock_v1(p_namespace integer, p_clock double precision) RETURNS double precision
@@ -42,33 +46,43 @@ LANGUAGE sql SET search_path FROM CURRENT AS $$ SELECT now_v1(p_namespace, p_clo
 
 -- Keep the time that a write saw.
 CREATE FUNCTION leave_v1(p_now double precision, p_queues integer[]) RETURNS void
-LANGUAGE sql AS $$
-    UPDATE queue SET now = p_now WHERE id = ANY (p_queues) AND now < p_now
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    -- Written so that no plan looks for the queues by their time.
+    UPDATE queue SET now = p_now WHERE id = ANY (p_queues) AND greatest(now, p_now) > now;
+END $$;
 
-CREATE FUNCTION waiting_v1(p_queue integer) RETURNS bigint LANGUAGE sql AS $$
-    SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE queue = p_queue AND kind < 2
-$$;
+CREATE FUNCTION waiting_v1(p_queue integer) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE queue = p_queue AND kind < 2);
+END $$;
 
 -- How many more jobs of a queue may run.
-CREATE FUNCTION room_v1(p_queue integer) RETURNS bigint LANGUAGE sql AS $$
-    SELECT CASE WHEN max_running IS NULL THEN 9223372036854775807
-        ELSE max_running - (SELECT coalesce(sum(n), 0)::bigint FROM tally
-            WHERE queue = p_queue AND kind = 2) END
-    FROM queue WHERE id = p_queue
-$$;
+CREATE FUNCTION room_v1(p_queue integer) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT CASE WHEN max_running IS NULL THEN 9223372036854775807
+            ELSE max_running - (SELECT coalesce(sum(n), 0)::bigint FROM tally
+                WHERE queue = p_queue AND kind = 2) END
+        FROM queue WHERE id = p_queue
+    );
+END $$;
 
 -- Make the first jobs of each of these lanes eligible, and only those: of the queued jobs of a lane
 -- the first "lane_max_running - running", at most p_most, none while it is parked. A claim may
 -- therefore take the ready order as it is, and a busy or parked lane costs no claim anything.
 CREATE FUNCTION repair_v1(p_queues integer[], p_lanes bytea[], p_most bigint) RETURNS ready_v1[]
-LANGUAGE sql AS $$
+LANGUAGE plpgsql AS $$
+DECLARE
+    let_in ready_v1[];
+BEGIN
     WITH touched AS MATERIALIZED (
         SELECT DISTINCT s.queue, s.lane FROM unnest(p_queues, p_lanes) AS s (queue, lane)
     ), free AS MATERIALIZED (
         SELECT t.queue, t.lane, CASE WHEN lane.parked_until IS NOT NULL THEN 0
             ELSE least(p_most, greatest(0, q.lane_max_running - coalesce(lane.running, 0))) END AS n
-        FROM touched t JOIN queue q ON q.id = t.queue
+        FROM touched t
+            CROSS JOIN LATERAL (SELECT * FROM queue WHERE queue.id = t.queue OFFSET 0) q
             LEFT JOIN lane ON lane.queue = t.queue AND lane.name = t.lane
     ), first AS MATERIALIZED (
         SELECT f.queue, f.lane, coalesce(j.seqs, '{}') AS seqs, j.behind
@@ -89,13 +103,14 @@ LANGUAGE sql AS $$
         ) j
     ), taken_back AS (
         UPDATE job SET eligible = 0 FROM ahead WHERE job.seq = ahead.seq
-    ), let_in AS (
+    ), entered AS (
         UPDATE job SET eligible = 1 FROM (SELECT unnest(behind) AS seq FROM first) b
         WHERE job.seq = b.seq RETURNING job.queue
     )
-    SELECT array_agg(ROW (c.queue, c.n, false)::ready_v1)
-    FROM (SELECT queue, count(*) AS n FROM let_in GROUP BY queue) c
-$$;
+    SELECT array_agg(ROW (c.queue, c.n, false)::ready_v1) INTO let_in
+    FROM (SELECT queue, count(*) AS n FROM entered GROUP BY queue) c;
+    RETURN let_in;
+END $$;
 
 -- Count moves by task and by batch, and see to the lanes of the jobs.
 CREATE FUNCTION book_v1(p_namespace integer, p_now double precision, p_since bigint,
@@ -133,8 +148,8 @@ BEGIN
     SELECT array_agg(m.queue), array_agg(m.lane) INTO queues, lanes
     FROM unnest(p_moves) AS m WHERE m.lane IS NOT NULL;
     IF queues IS NOT NULL THEN
-        INSERT INTO lane AS l (queue, name, running)
-        SELECT m.queue, m.lane, sum((m.after IS NOT DISTINCT FROM 2)::integer
+        INSERT INTO lane AS l (namespace, queue, name, running)
+        SELECT p_namespace, m.queue, m.lane, sum((m.after IS NOT DISTINCT FROM 2)::integer
             - (m.before IS NOT DISTINCT FROM 2)::integer)
         FROM unnest(p_moves) AS m WHERE m.lane IS NOT NULL AND 2 IN (m.before, m.after)
         GROUP BY m.queue, m.lane
@@ -151,8 +166,9 @@ BEGIN
         ) c
     ) || (
         SELECT array_agg(ROW (c.queue, c.n, true)::ready_v1) FROM (
-            SELECT m.queue, count(*) AS n FROM unnest(p_moves) AS m JOIN queue q ON q.id = m.queue
-            WHERE m.before = 2 AND q.max_running IS NOT NULL GROUP BY m.queue
+            SELECT m.queue, count(*) AS n FROM unnest(p_moves) AS m WHERE m.before = 2
+            GROUP BY m.queue
+            HAVING (SELECT q.max_running FROM queue q WHERE q.id = m.queue) IS NOT NULL
         ) c
     );
 END $$;
@@ -232,20 +248,22 @@ BEGIN
 END $$;
 
 -- Whether a process of this server still listens.
-CREATE FUNCTION alive_v1(p_pid integer) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT p_pid = 0 OR EXISTS (SELECT 1 FROM pg_stat_get_activity(p_pid))
-$$;
+CREATE FUNCTION alive_v1(p_pid integer) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT p_pid = 0 OR EXISTS (SELECT 1 FROM pg_stat_get_activity(p_pid)));
+END $$;
 
 -- Make a peer one of those that new work of these queues wakes; with work, only if no other idles.
 CREATE FUNCTION idle_v1(p_namespace integer, p_now double precision, p_peer bytea,
-    p_queues integer[], p_busy boolean) RETURNS void LANGUAGE sql AS $$
+    p_queues integer[], p_busy boolean) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE peer SET
         queues = CASE WHEN p_busy THEN peer.queues ELSE p_queues END,
         since = CASE WHEN p_busy THEN 0 ELSE p_now END
     WHERE peer.namespace = p_namespace AND peer.name = p_peer
         AND CASE WHEN p_busy THEN peer.since <> 0 AND peer.queues <> '{}'
-            ELSE peer.since = 0 OR NOT peer.queues @> p_queues END
-$$;
+            ELSE peer.since = 0 OR NOT peer.queues @> p_queues END;
+END $$;
 
 -- End jobs: retention, history, counters, lane, unique key and submitter are seen to.
 CREATE FUNCTION finish_v1(p_namespace integer, p_now double precision, p_seqs bigint[],
@@ -384,17 +402,22 @@ BEGIN
 END $$;
 
 -- What a call has to tell, addressed, as JSON; NULL if nothing. "listened" goes with every answer.
-CREATE FUNCTION post_v1(p_namespace integer, p_letters letter_v1[]) RETURNS text LANGUAGE sql AS $$
-    SELECT json_agg(json_build_array(coalesce(l.channel, p.channel), encode(l.peer, 'hex'), l.kind,
-        l.queue, encode(l.id, 'hex')))::text
-    FROM unnest(p_letters) AS l
-        LEFT JOIN peer p ON p.namespace = p_namespace AND p.name = l.peer
-    WHERE coalesce(l.channel, p.channel) IS NOT NULL
-$$;
+CREATE FUNCTION post_v1(p_namespace integer, p_letters letter_v1[]) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT json_agg(json_build_array(coalesce(l.channel, p.channel), encode(l.peer, 'hex'),
+            l.kind, l.queue, encode(l.id, 'hex')))::text
+        FROM unnest(p_letters) AS l
+            LEFT JOIN peer p ON p.namespace = p_namespace AND p.name = l.peer
+        WHERE coalesce(l.channel, p.channel) IS NOT NULL
+    );
+END $$;
 
-CREATE FUNCTION listened_v1(p_namespace integer) RETURNS boolean LANGUAGE sql AS $$
-    SELECT EXISTS (SELECT 1 FROM listener WHERE namespace = p_namespace)
-$$;
+CREATE FUNCTION listened_v1(p_namespace integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT EXISTS (SELECT 1 FROM listener WHERE namespace = p_namespace));
+END $$;
 
 -- End a call: choose whom it wakes, keep the time, return what is to be told.
 CREATE FUNCTION end_v1(p_namespace integer, p_now double precision, p_queues integer[],

@@ -35,9 +35,9 @@ BEGIN
             id_ttl, unique_ttl, unique_mode, id, submission, lane, batch, unique_key, origin, body
         FROM s ORDER BY n
     ), held AS (
-        INSERT INTO unique_key (queue, key, seq, place, id, generation, state, until)
-        SELECT queue, unique_key, seq, seq, id, generation, (ready_at <= p_now)::integer,
-            CASE WHEN unique_mode = 2 THEN base + unique_ttl END
+        INSERT INTO unique_key (namespace, queue, key, seq, place, id, generation, state, until)
+        SELECT p_namespace, queue, unique_key, seq, seq, id, generation,
+            (ready_at <= p_now)::integer, CASE WHEN unique_mode = 2 THEN base + unique_ttl END
         FROM s WHERE unique_key IS NOT NULL AND holder IS NULL
         ON CONFLICT (queue, key) DO UPDATE SET seq = excluded.seq, place = excluded.place,
             id = excluded.id, generation = excluded.generation, state = excluded.state, until = excluded.until
@@ -96,8 +96,9 @@ CREATE FUNCTION submit_v1(p_namespace integer, p_clock double precision, p_wait 
     p_id_ttls double precision[], p_not_after double precision[], p_origins bytea[],
     OUT now double precision, OUT listened boolean, OUT letters text, OUT statuses smallint[],
     OUT ids bytea[], OUT states smallint[], OUT seqs bigint[], OUT generations bigint[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     locked integer[] := ARRAY(SELECT DISTINCT q FROM unnest(p_queues) AS q ORDER BY q);
     jobs new_job_v1[];
@@ -130,11 +131,11 @@ BEGIN
         PERFORM 1 FROM queue WHERE queue.id = ANY (locked)
             AND (queue.draining OR queue.max_length IS NOT NULL)
         UNION ALL
-        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id)
-            JOIN job ON job.queue = s.queue AND job.id = s.id
-        UNION ALL
-        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id)
-            JOIN done ON done.queue = s.queue AND done.id = s.id;
+        SELECT 1 FROM unnest(p_queues, p_ids) AS s (queue, id) CROSS JOIN LATERAL (
+            SELECT 1 FROM job WHERE job.queue = s.queue AND job.id = s.id
+            UNION ALL
+            SELECT 1 FROM done WHERE done.queue = s.queue AND done.id = s.id
+        ) j;
     END IF;
     IF p_plain AND NOT FOUND THEN
         SELECT * INTO inserted FROM insert_v1(p_namespace, now, jobs, NULL);
@@ -263,10 +264,13 @@ END $$;
 
 -- In how many seconds the next job of a queue falls due.
 CREATE FUNCTION due_in_v1(p_queue integer, p_now double precision) RETURNS double precision
-LANGUAGE sql AS $$
-    SELECT greatest(0, ready_at - p_now) FROM job WHERE queue = p_queue AND state = 0
-    ORDER BY ready_at LIMIT 1
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT greatest(0, ready_at - p_now) FROM job WHERE queue = p_queue AND state = 0
+        ORDER BY ready_at LIMIT 1
+    );
+END $$;
 
 -- Queue what has fallen due, and tell in how many seconds the next job does.
 CREATE FUNCTION promote_due_v1(p_namespace integer, p_now double precision, p_queue integer,
@@ -283,22 +287,37 @@ BEGIN
 END $$;
 
 -- Return the first jobs of the ready order. Those past their deadline leave it, and the next sweep
--- ends them; "whole" is false when they cut the search short.
+-- ends them; "whole" is false when they cut the search short. What jobs carry is bounded, since an
+-- answer is: "cut" says that more would have come.
 CREATE FUNCTION first_v1(p_now double precision, p_queue integer, p_most bigint, p_overdue bigint,
-    OUT seqs bigint[], OUT whole boolean) LANGUAGE plpgsql AS $$
+    OUT seqs bigint[], OUT whole boolean, OUT cut boolean) LANGUAGE plpgsql AS $$
 DECLARE
     overdue bigint[];
+    bytes bigint;
     lanes bytea[];
     over_left bigint := p_overdue;
 BEGIN
     whole := true;
+    cut := false;
     LOOP
-        SELECT array_agg(s.seq), array_agg(s.seq) FILTER (WHERE s.deadline_at <= p_now)
-        INTO seqs, overdue FROM (
-            SELECT seq, deadline_at FROM job WHERE queue = p_queue AND state = 1 AND eligible = 1
+        SELECT array_agg(s.seq), array_agg(s.seq) FILTER (WHERE s.deadline_at <= p_now),
+            sum(s.bytes)
+        INTO seqs, overdue, bytes FROM (
+            SELECT seq, deadline_at, octet_length(body) AS bytes FROM job
+            WHERE queue = p_queue AND state = 1 AND eligible = 1
             ORDER BY priority DESC, ready_at, place LIMIT p_most
         ) s;
-        EXIT WHEN overdue IS NULL;
+        IF overdue IS NULL THEN
+            IF bytes > 67108864 THEN
+                SELECT array_agg(s.seq ORDER BY s.n) INTO seqs FROM (
+                    SELECT job.seq, a.n, a.n = 1 OR sum(octet_length(job.body)) OVER (ORDER BY a.n)
+                        <= 67108864 AS fits
+                    FROM unnest(seqs) WITH ORDINALITY AS a (seq, n) JOIN job ON job.seq = a.seq
+                ) s WHERE s.fits;
+                cut := true;
+            END IF;
+            RETURN;
+        END IF;
         WITH aside AS (
             UPDATE job SET eligible = 2 WHERE seq = ANY (overdue) RETURNING lane
         )
@@ -373,6 +392,7 @@ BEGIN
             p_number, p_lease);
         taken := taken + got;
         most := most - part;
+        whole := NOT heads.cut;
         EXIT WHEN got < part;
     END LOOP;
 END $$;
@@ -385,27 +405,35 @@ CREATE FUNCTION leases_v1(p_namespace integer, p_now double precision, p_queues 
     OUT l_generation bigint[], OUT l_priority bigint[], OUT l_crashes bigint[],
     OUT l_unknown bigint[], OUT l_submitted_at double precision[],
     OUT l_started_at double precision[], OUT l_deadline_in double precision[],
-    OUT l_unknown_for double precision[]) LANGUAGE sql AS $$
+    OUT l_unknown_for double precision[]) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
     SELECT array_agg(queue), array_agg(task), array_agg(id), array_agg(body), array_agg(lane),
         array_agg(batch), array_agg(token), array_agg(attempt), array_agg(max_attempts),
         array_agg(place), array_agg(generation), array_agg(priority), array_agg(crashes),
         array_agg(unknown), array_agg(submitted_at), array_agg(started_at),
         array_agg(deadline_at - p_now), array_agg(coalesce(p_now - unknown_since, 0))
+    INTO l_queue, l_task, l_id, l_body, l_lane, l_batch, l_token, l_attempt, l_max_attempts,
+        l_seq, l_generation, l_priority, l_crashes, l_unknown, l_submitted_at, l_started_at,
+        l_deadline_in, l_unknown_for
     FROM (
         SELECT * FROM job WHERE namespace = p_namespace AND worker = p_worker AND state = 2
             AND number = p_number
         ORDER BY coalesce(array_position(p_queues, queue), 1000000), token
-    ) s
-$$;
+    ) s;
+END $$;
 
 -- Whether a claim was granted leases, as far as that is remembered: while one of them stands anyway.
 CREATE FUNCTION repeated_v1(p_namespace integer, p_worker bytea, p_number bigint) RETURNS boolean
-LANGUAGE sql AS $$
-    SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND worker = p_worker
-            AND number = p_number)
-        OR EXISTS (SELECT 1 FROM job WHERE namespace = p_namespace AND worker = p_worker
-            AND state = 2 AND number = p_number)
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND worker = p_worker
+                AND number = p_number)
+            OR EXISTS (SELECT 1 FROM job WHERE namespace = p_namespace AND worker = p_worker
+                AND state = 2 AND number = p_number)
+    );
+END $$;
 
 -- Serve a claim of queues that no limiter bounds, whose rows are locked. Where one is limited
 -- after all, "limited" is true and nothing was done.
@@ -472,23 +500,27 @@ END $$;
 -- Whether a claim would find nothing and change nothing, looked at without a lock: its peer is known
 -- to be idle, so that whoever stores a job after this look wakes it.
 CREATE FUNCTION in_vain_v1(p_namespace integer, p_now double precision, p_queues integer[],
-    p_worker bytea, p_peer bytea, p_number bigint) RETURNS boolean LANGUAGE sql AS $$
-    SELECT (p_peer = '' OR EXISTS (
-            SELECT 1 FROM peer WHERE peer.namespace = p_namespace AND peer.name = p_peer
-                AND peer.since <> 0 AND peer.queues @> p_queues
-        ))
-        AND NOT EXISTS (
-            SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
-                q.limits <> '' OR q.lane_limits <> ''
-                OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1)
-                OR EXISTS (SELECT 1 FROM job WHERE job.queue = q.id AND state = 0
-                    AND ready_at <= p_now)
-                OR EXISTS (SELECT 1 FROM inbox WHERE inbox.namespace = p_namespace
-                    AND inbox.queue = q.name)
+    p_worker bytea, p_peer bytea, p_number bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT (p_peer = '' OR EXISTS (
+                SELECT 1 FROM peer WHERE peer.namespace = p_namespace AND peer.name = p_peer
+                    AND peer.since <> 0 AND peer.queues @> p_queues
+            ))
+            AND NOT EXISTS (
+                SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
+                    q.limits <> '' OR q.lane_limits <> ''
+                    OR (SELECT true FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1
+                        LIMIT 1)
+                    OR (SELECT true FROM job WHERE job.queue = q.id AND state = 0
+                        AND ready_at <= p_now LIMIT 1)
+                    OR (SELECT true FROM inbox WHERE inbox.namespace = p_namespace
+                        AND inbox.queue = q.name LIMIT 1)
+                )
             )
-        )
-        AND NOT repeated_v1(p_namespace, p_worker, p_number)
-$$;
+            AND NOT repeated_v1(p_namespace, p_worker, p_number)
+    );
+END $$;
 
 -- End attempts, then serve the claim, if there is one. p_left, p_last and p_cancelled say where each
 -- job goes: with attempts left, without, and where its cancelling was asked for. Answered are those
@@ -508,11 +540,13 @@ CREATE FUNCTION settle_v1(p_namespace integer, p_clock double precision, p_wait 
     OUT l_priority bigint[], OUT l_crashes bigint[], OUT l_unknown bigint[],
     OUT l_submitted_at double precision[], OUT l_started_at double precision[],
     OUT l_deadline_in double precision[], OUT l_unknown_for double precision[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     locked integer[] := ARRAY(
-        SELECT DISTINCT q FROM unnest(p_queues || p_claim_queues) AS q ORDER BY q
+        SELECT DISTINCT q FROM unnest(p_queues || p_claim_queues) AS q WHERE q IS NOT NULL
+        ORDER BY q
     );
     changed integer[];
     effect effect_v1;
@@ -587,8 +621,9 @@ BEGIN
         SELECT DISTINCT ON (job.seq) a.*, job.seq, job.crashes, job.unknown AS unknowns,
             job.unknown_since, CASE WHEN job.cancel THEN a.to_cancelled
                 WHEN job.attempt < job.max_attempts THEN a.to_left ELSE a.to_last END AS state
-        FROM asked a JOIN job ON job.queue = a.queue AND job.id = a.id
-        WHERE job.token = a.token AND job.state = 2 ORDER BY job.seq, a.n
+        FROM asked a CROSS JOIN LATERAL (
+            SELECT * FROM job WHERE job.queue = a.queue AND job.id = a.id OFFSET 0
+        ) job WHERE job.token = a.token AND job.state = 2 ORDER BY job.seq, a.n
     )
     SELECT array_agg(f.n) AS places, array_agg(f.state) AS states,
         array_agg(DISTINCT f.queue) AS queues,
@@ -634,8 +669,9 @@ CREATE FUNCTION renew_v1(p_namespace integer, p_clock double precision, p_wait t
     p_queues integer[], p_ids bytea[], p_tokens bigint[], p_progress bytea[],
     p_lease double precision, p_held boolean, p_worker bytea, p_number bigint,
     OUT now double precision, OUT listened boolean, OUT letters text, OUT replies smallint[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     locked integer[];
     held bigint[];
@@ -647,20 +683,25 @@ BEGIN
         SELECT unnest(p_queues) AS q UNION
         SELECT queue FROM job WHERE p_held AND namespace = p_namespace AND worker = p_worker
             AND state = 2 AND number <= p_number
-    ) l;
+    ) l WHERE q IS NOT NULL;
     now := enter_v1(p_namespace, p_clock, p_wait, locked);
     listened := listened_v1(p_namespace);
     SELECT array_agg(job.seq), array_agg(CASE WHEN job.seq IS NULL THEN 0 WHEN job.cancel THEN 2
         ELSE 1 END ORDER BY a.n)
     INTO held, replies
     FROM unnest(p_queues, p_ids, p_tokens) WITH ORDINALITY AS a (queue, id, token, n)
-        LEFT JOIN job ON job.queue = a.queue AND job.id = a.id AND job.token = a.token
-            AND job.state = 2;
+        LEFT JOIN LATERAL (
+            SELECT * FROM job WHERE job.queue = a.queue AND job.id = a.id OFFSET 0
+        ) job ON job.token = a.token AND job.state = 2;
     UPDATE job SET lease_until = renew_v1.now + p_lease WHERE seq = ANY (held);
-    UPDATE job SET progress = a.progress
-    FROM unnest(p_queues, p_ids, p_tokens, p_progress) AS a (queue, id, token, progress)
-    WHERE a.progress IS NOT NULL AND job.queue = a.queue AND job.id = a.id
-        AND job.token = a.token AND job.state = 2;
+    UPDATE job SET progress = said.progress FROM (
+        SELECT j.seq, a.progress
+        FROM unnest(p_queues, p_ids, p_tokens, p_progress) AS a (queue, id, token, progress)
+            CROSS JOIN LATERAL (
+                SELECT * FROM job WHERE job.queue = a.queue AND job.id = a.id OFFSET 0
+            ) j
+        WHERE a.progress IS NOT NULL AND j.token = a.token AND j.state = 2
+    ) said WHERE job.seq = said.seq;
     IF p_held THEN
         SELECT array_agg(seq) FILTER (WHERE cancel) AS ended,
             array_agg(seq) FILTER (WHERE NOT cancel) AS back,
@@ -690,20 +731,21 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT array_fill(p_value::smallint, ARRAY[array_length(p_like, 1)])
 $$;
 
--- Begin a transaction of several statements: as enter_v1, of all queues where none are named.
--- Moved in is what a call may move in; "more" says that some was left.
+-- Begin a transaction of several statements: as enter_v1. Its client may be stopped in the midst of
+-- it, which must not hold the queues for ever. Moved in is what a call may move in; "more" says
+-- that some was left.
 CREATE FUNCTION begin_v1(p_path text, p_namespace integer, p_clock double precision, p_wait text,
-    p_queues integer[], OUT now double precision, OUT effect text, OUT more boolean)
+    p_idle text, p_statement text, p_queues integer[], OUT now double precision, OUT effect text,
+    OUT more boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
     moved record;
 BEGIN
+    PERFORM set_config('idle_in_transaction_session_timeout', p_idle, true),
+        set_config('statement_timeout', p_statement, true);
     PERFORM set_config('search_path', p_path, true), set_config('jit', 'off', true),
-        set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-        set_config('enable_mergejoin', 'off', true);
-    IF p_queues IS NULL THEN
-        p_queues := ARRAY(SELECT id FROM queue WHERE namespace = p_namespace);
-    END IF;
+        set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true),
+        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
     now := enter_v1(p_namespace, p_clock, p_wait, p_queues);
     more := false;
     IF EXISTS (SELECT 1 FROM queue q JOIN inbox i ON i.namespace = p_namespace AND i.queue = q.name
@@ -751,7 +793,7 @@ END $$;
 -- own, so that nobody waits for a number.
 CREATE FUNCTION name_v1(p_namespace integer, p_queues bytea[], p_tasks bytea[])
 RETURNS TABLE (kind integer, number integer, label bytea)
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     PERFORM name_queues_v1(p_namespace, p_queues), name_tasks_v1(p_tasks);
     RETURN QUERY SELECT 0, q.id, q.name FROM queue q

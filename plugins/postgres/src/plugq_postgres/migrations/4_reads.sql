@@ -11,8 +11,9 @@ RETURNS TABLE (
     precision, lease_until double precision, cancel boolean, progress bytea, code bytea,
     result_ttl double precision, history bytea[], result bytea, body bytea
 )
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     moment double precision := now_v1(p_namespace, p_clock);
@@ -25,7 +26,9 @@ BEGIN
     END IF;
     RETURN QUERY SELECT s.n, moment, q.name, t.name, j.*
     FROM unnest(p_queues, p_ids) WITH ORDINALITY AS s (queue, id, n)
-        JOIN queue q ON q.namespace = p_namespace AND q.name = s.queue
+        CROSS JOIN LATERAL (
+            SELECT * FROM queue WHERE queue.namespace = p_namespace AND queue.name = s.queue OFFSET 0
+        ) q
         CROSS JOIN LATERAL (
             SELECT a.place, a.queue, a.id, a.task, a.state, a.generation, a.submission, a.priority, a.lane,
             a.batch, a.attempt, a.max_attempts, a.crashes, a.token, a.worker, a.submitted_at,
@@ -69,7 +72,9 @@ RETURNS TABLE (
     run_seconds double precision, run_count bigint, rate double precision,
     rate_at double precision
 )
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     moment double precision := now_v1(p_namespace, p_clock);
@@ -96,7 +101,9 @@ END $$;
 CREATE FUNCTION swap_v1(p_namespace integer, p_clock double precision, p_wait text,
     p_keys bytea[], p_expect bigint[], p_values bytea[], p_ttls double precision[],
     OUT now double precision, OUT done boolean, OUT versions bigint[], OUT stored bytea[])
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 DECLARE
     version bigint;
 BEGIN
@@ -133,29 +140,38 @@ END $$;
 -- When time next makes something due in a namespace, by the indexes; p_end says whether leases that
 -- lapse count, p_grace how long after its deadline a running job is ended.
 CREATE FUNCTION next_v1(p_namespace integer, p_end boolean, p_grace double precision)
-RETURNS double precision LANGUAGE sql STABLE AS $$
-    SELECT least(
-        (SELECT min((SELECT ready_at FROM job WHERE job.queue = q.id AND state = 0
-            ORDER BY ready_at LIMIT 1)) FROM queue q WHERE q.namespace = p_namespace),
-        (SELECT min(tidy_at) FROM done WHERE namespace = p_namespace AND tidy_at IS NOT NULL),
-        (SELECT min(expires) FROM register WHERE namespace = p_namespace AND expires IS NOT NULL),
-        (SELECT min((SELECT min(until) FROM unique_key WHERE unique_key.queue = q.id
-            AND until IS NOT NULL)) FROM queue q WHERE q.namespace = p_namespace),
-        (SELECT min(deadline_at) FROM job WHERE namespace = p_namespace AND state < 2
-            AND deadline_at IS NOT NULL),
-        CASE WHEN p_end THEN (SELECT min(lease_until) FROM job
-            WHERE namespace = p_namespace AND state = 2) END,
-        CASE WHEN p_end THEN (SELECT min(deadline_at) FROM job
-            WHERE namespace = p_namespace AND state = 2 AND deadline_at IS NOT NULL) + p_grace END
-    )
-$$;
+RETURNS double precision LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT least(
+            (SELECT ready_at FROM job WHERE namespace = p_namespace AND state = 0
+                ORDER BY ready_at LIMIT 1),
+            (SELECT tidy_at FROM done WHERE namespace = p_namespace AND tidy_at IS NOT NULL
+                ORDER BY tidy_at LIMIT 1),
+            (SELECT expires FROM register WHERE namespace = p_namespace AND expires IS NOT NULL
+                ORDER BY expires LIMIT 1),
+            (SELECT until FROM unique_key WHERE namespace = p_namespace AND until IS NOT NULL
+                ORDER BY until LIMIT 1),
+            (SELECT deadline_at FROM job WHERE namespace = p_namespace AND state < 2
+                AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1),
+            CASE WHEN p_end THEN (SELECT lease_until FROM job
+                WHERE namespace = p_namespace AND state = 2 ORDER BY lease_until LIMIT 1) END,
+            CASE WHEN p_end THEN (SELECT deadline_at FROM job WHERE namespace = p_namespace
+                AND state = 2 AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1) + p_grace END
+        )
+    );
+END $$;
 
--- Whether a sweep has anything to do, looked at without a lock, and when the next one has. With
--- p_look nothing but "waits" is answered where something is to be moved in first.
+-- Whether a sweep has anything to do, and in which queues, looked at without a lock, and when the
+-- next one has. Of each kind it looks at p_limit rows. With p_look nothing but "waits" is answered
+-- where something is to be moved in first.
 CREATE FUNCTION look_v1(p_namespace integer, p_clock double precision, p_end boolean,
-    p_grace double precision, p_look boolean, OUT now double precision, OUT next double precision,
-    OUT work boolean, OUT listened boolean, OUT waits boolean)
-LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
+    p_grace double precision, p_limit bigint, p_look boolean, OUT now double precision,
+    OUT next double precision, OUT work boolean, OUT queues integer[], OUT listened boolean,
+    OUT waits boolean)
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 BEGIN
     now := now_v1(p_namespace, p_clock);
     waits := p_look AND EXISTS (SELECT 1 FROM inbox WHERE inbox.namespace = p_namespace);
@@ -164,19 +180,42 @@ BEGIN
     END IF;
     next := next_v1(p_namespace, p_end, p_grace);
     listened := listened_v1(p_namespace);
-    work := coalesce(next <= now, false)
-        OR EXISTS (
-            SELECT 1 FROM peer p JOIN queue q ON q.id = ANY (p.queues)
-            WHERE p.namespace = p_namespace AND EXISTS (
-                SELECT 1 FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1
-            )
-        )
-        OR EXISTS (SELECT 1 FROM queue q WHERE q.namespace = p_namespace
-            AND (q.parked_until <= look_v1.now OR EXISTS (
-                SELECT 1 FROM lane WHERE lane.queue = q.id AND lane.parked_until <= look_v1.now
-            ) OR EXISTS (
-                SELECT 1 FROM budget WHERE budget.queue = q.id AND expires <= look_v1.now
-            )))
+    queues := ARRAY(SELECT DISTINCT s.queue FROM (
+        (SELECT queue FROM job WHERE namespace = p_namespace AND state = 0
+            AND ready_at <= look_v1.now ORDER BY ready_at, place LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM job WHERE namespace = p_namespace AND state < 2
+            AND deadline_at <= look_v1.now ORDER BY deadline_at LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM job WHERE p_end AND namespace = p_namespace AND state = 2
+            AND lease_until <= look_v1.now ORDER BY lease_until LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM job WHERE p_end AND namespace = p_namespace AND state = 2
+            AND deadline_at <= look_v1.now - p_grace ORDER BY deadline_at LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM done WHERE namespace = p_namespace AND tidy_at <= look_v1.now
+            ORDER BY tidy_at LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM unique_key WHERE namespace = p_namespace AND until <= look_v1.now
+            ORDER BY until LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM budget WHERE namespace = p_namespace AND expires <= look_v1.now
+            ORDER BY expires LIMIT p_limit)
+        UNION ALL
+        (SELECT queue FROM lane WHERE namespace = p_namespace AND parked_until <= look_v1.now
+            ORDER BY parked_until LIMIT p_limit)
+        UNION ALL
+        (SELECT id FROM queue WHERE namespace = p_namespace AND parked_until <= look_v1.now
+            ORDER BY parked_until LIMIT p_limit)
+        UNION ALL
+        -- Where somebody idles although jobs are ready, he is woken.
+        (SELECT q.id FROM (SELECT DISTINCT unnest(p.queues) AS id FROM peer p
+                WHERE p.namespace = p_namespace) w JOIN queue q ON q.id = w.id
+            WHERE NOT q.paused AND q.parked_until IS NULL AND (
+                SELECT true FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1 LIMIT 1
+            ))
+    ) s);
+    work := coalesce(next <= now, false) OR queues <> '{}'
         OR EXISTS (SELECT 1 FROM batch WHERE namespace = p_namespace
             AND expires <= look_v1.now)
         OR EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND until <= look_v1.now)

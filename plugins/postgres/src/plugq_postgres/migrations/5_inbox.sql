@@ -101,8 +101,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Move in what is committed for these queues, for all of the namespace where none are named, and
--- give numbers to those that have none. It is called until there is no more.
+-- Move in what is committed for these queues, and give numbers to those that have none. It is called
+-- until there is no more. Where none are named, that is for all of the namespace that nobody holds:
+-- who sweeps does not wait for one queue with the others in hand.
 CREATE FUNCTION admit_v1(p_namespace integer, p_clock double precision, p_wait text,
     p_queues bytea[], OUT now double precision, OUT listened boolean, OUT letters text,
     OUT more boolean)
@@ -141,9 +142,15 @@ BEGIN
             SELECT id FROM queue WHERE queue.namespace = p_namespace AND queue.name = s.name OFFSET 0
         ) q
     );
+    IF p_queues IS NULL THEN
+        numbers := ARRAY(
+            SELECT id FROM queue WHERE id = ANY (numbers) ORDER BY id
+            FOR NO KEY UPDATE SKIP LOCKED
+        );
+    END IF;
     now := enter_v1(p_namespace, p_clock, p_wait, numbers);
     SELECT * INTO moved FROM move_in_v1(p_namespace, now, numbers);
-    more := more OR moved.more;
+    more := (more OR moved.more) AND numbers <> '{}';
     letters := end_v1(p_namespace, now, '{}', moved.effect, '', '{}');
 END $$;
 
