@@ -35,7 +35,9 @@ Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
 BATCH = 20
 MOST = 3 * BATCH
 #: Tables that have a row for each job, queue, lane or key.
-LARGE = frozenset({"job", "done", "queue", "lane", "unique_key", "budget", "batch", "register"})
+LARGE = frozenset(
+    {"job", "done", "queue", "lane", "unique_key", "budget", "batch", "register", "inbox"}
+)
 
 TELL = """
 LOAD 'auto_explain';
@@ -64,6 +66,10 @@ PINNED: dict[str, set[str]] = {
     },
     "cancel": {"job_id", "done_id"},
     "purge": {"done_pkey"},
+    "submit within": {"job_id", "done_id", "inbox_id", "queue_namespace_name_key"},
+    "submit within with a key": {"job_id", "done_id", "unique_key_pkey", "inbox_id", "inbox_key"},
+    "look and move in": {"inbox_pkey", "job_id", "done_id"},
+    "claim and move in": {"inbox_pkey", "job_id", "done_id", "job_ready"},
 }
 
 #: The table, the index, the rows and the statement of a scan.
@@ -176,7 +182,27 @@ async def live(
     await storage.submit([job])
     await of("cancel", storage.edit(Cancel((JobRef(job.queue, job.id),))))
     await of("purge", storage.edit(Purge((JobRef(job.queue, job.id),))))
+    async with storage._database._pool.acquire() as db:  # type: ignore[union-attr]
+        others = db.transaction()
+        await others.start()
+        await storage.submit_within(db, [new_job(queue="other") for _ in range(1000)])
+        await of("submit within", storage.submit_within(db, jobs(queue="within")))
+        unique = UniqueKey(UniqueMode.UNTIL_FINISHED, uuid.uuid4().hex)
+        await of("submit within with a key", storage.submit_within(db, [new_job(unique=unique)]))
+        await others.rollback()
+    await commit_within(storage, jobs(queue="within"))
+    await of("look and move in", storage.get([JobRef("within", "none")]))
+    await commit_within(storage, jobs(queue="within"))
+    taken = claim(2 * BATCH, queues=("within",))
+    reply = await of("claim and move in", storage.claim(taken))
+    await storage.settle([succeeded(lease) for lease in reply.leases])
     return told
+
+
+async def commit_within(storage: PostgresStorage, jobs: list[NewJob]) -> None:
+    """Submit jobs in a transaction, on the connection of the pool."""
+    async with storage._database._pool.acquire() as db, db.transaction():  # type: ignore[union-attr]
+        await storage.submit_within(db, jobs)
 
 
 async def fill(storage: PostgresStorage, new_job: Callable[..., NewJob]) -> None:
