@@ -421,9 +421,10 @@ async def test_signals_follow_the_slot_that_they_belong_to(
         assert await anext(listening) == Resync()
         slot = key_slot(f"plugq:{{{namespace}}}:clock".encode())
         own_cluster.move(slot, source=0, target=2)
-        await storage.submit([new_job("a", queue=queue)])
+        # It makes no calls by which it would learn of that.
         async with asyncio.timeout(PATIENCE):
             assert await anext(listening) == Resync()
+        await storage.submit([new_job("a", queue=queue)])
         await storage.submit([new_job("b", queue=queue)])
         assert storage.listened
         await listening.aclose()
@@ -453,7 +454,7 @@ async def test_no_line_is_left_that_was_given_up(own_cluster: Any, open_store: O
     async with open_store(own_cluster.url, namespace="n") as storage:
         nodes = storage._nodes
         await storage.submit([])
-        line = await nodes._line(("127.0.0.1", own_cluster.nodes[2].port))
+        line = nodes._line(("127.0.0.1", own_cluster.nodes[2].port))
         os.kill(own_cluster.nodes[2].pid, signal.SIGSTOP)
         try:
             asking = asyncio.create_task(line.call("PING", writes=False))
@@ -491,3 +492,22 @@ async def test_a_queue_has_a_name(
         with pytest.raises(InvalidJob, match="queue: give a name"):
             await storage.submit([new_job(queue="")])
         assert (await storage.stats()).queues == ()
+
+
+async def test_calls_wait_side_by_side_for_a_node_that_hangs(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    """No process of theirs has spoken with it before."""
+    namespace = namespace_on(0)
+    queue = queue_on(2, namespace=namespace)
+    options = {"timeout": 1.0, "connect_timeout": 4.0}
+    async with open_store(own_cluster.url, namespace=namespace, **options) as storage:
+        os.kill(own_cluster.nodes[2].pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            calls = [storage.submit([new_job(queue=queue)]) for _ in range(20)]
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(error) for error in errors} == {Unavailable}
+            assert time.monotonic() - began < 20 * options["timeout"]
+        finally:
+            os.kill(own_cluster.nodes[2].pid, signal.SIGCONT)

@@ -82,7 +82,7 @@ class RedisStorage(Lifecycle):
         self._nodes = Nodes(self._target, keys, timeout, context.logger)
         self._verbs: Single | Spread = Single(self._server)
         self._hub = Hub(
-            self._where, self._publish, keys, timeout, context.logger, lost=self._nodes.learn
+            self._where, self._publish, keys, timeout, context.logger, learn=self._nodes.learn
         )
         self._promise = ""
 
