@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -32,9 +32,10 @@ from plugq.protocols import (
     Settlement,
     SubmitStatus,
     SweepRequest,
+    Wake,
 )
 from plugq.testing import ManualClock
-from plugq_redis import RedisOptions, RedisStorage, _hub, _submit
+from plugq_redis import RedisOptions, RedisStorage, _hub, _index, _submit
 from plugq_redis._nodes import SlotMap
 from plugq_redis._records import flat
 from plugq_redis._spread import Spread
@@ -511,3 +512,112 @@ async def test_calls_wait_side_by_side_for_a_node_that_hangs(
             assert time.monotonic() - began < 20 * options["timeout"]
         finally:
             os.kill(own_cluster.nodes[2].pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def hanging(node: Any) -> Iterator[None]:
+    """Let a node do nothing and keep its connections."""
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+async def test_a_node_that_hangs_holds_up_no_queue_of_the_others(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """Nor what is decided and can not be done there."""
+    namespace = namespace_on(0)
+    up, lost = (queue_on(node, namespace=namespace) for node in (1, 2))
+    async with open_store(own_cluster.url, namespace=namespace, timeout=PATIENCE) as storage:
+        await storage.submit([new_job("a", queue=up), new_job("a", queue=lost)])
+        (lease,) = (await storage.claim(claim(1, queues=(up,)))).leases
+        verbs = storage._verbs
+        assert isinstance(verbs, Spread)
+        await verbs._intents.keep([new_job("b", queue=up), new_job("b", queue=lost)], [1, 2])
+        key = f"plugq:{{{namespace}}}:intents:since"
+        (mark,) = own_cluster.nodes[0].command("ZRANGE", key, 0, 0)
+        own_cluster.nodes[0].command("ZADD", key, 1, mark)
+        with hanging(own_cluster.nodes[2]):
+            began = time.monotonic()
+            await storage.submit([new_job("c", queue=up, delay=0.001)])
+            await storage.sweep(SweepRequest())
+            ref = LeaseRef(up, "a", lease.token)
+            assert await storage.renew([ref], lease=60.0, holder=Holder("w", 1)) == [RenewReply.OK]
+            granted = await storage.claim(claim(9, queues=(lost, up)))
+            assert time.monotonic() - began < PATIENCE
+            assert {lease.id for lease in granted.leases} == {"b", "c"}
+            assert granted.next_in is not None
+        ids: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while ids != {"a", "b"}:
+                leases = (await storage.claim(claim(9, queues=(lost, up)))).leases
+                ids |= {lease.id for lease in leases}
+                await asyncio.sleep(0.02)
+
+
+async def test_a_wake_up_that_is_not_used_is_passed_on(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """One peer is woken for two queues and has room for one job."""
+    queues = (queue_on(0), queue_on(1))
+    async with contextlib.AsyncExitStack() as stack:
+        first, second, third = [
+            await stack.enter_async_context(open_store(own_cluster.url, namespace="n"))
+            for _ in range(3)
+        ]
+        watches = [first.watch("p"), second.watch("q")]
+        for watch in watches:
+            stack.push_async_callback(watch.aclose)
+            assert await anext(watch) == Resync()
+        for storage, peer in ((first, "p"), (second, "q")):
+            assert not (await storage.claim(claim(1, peer, peer=peer, queues=queues))).leases
+        for queue in queues:
+            await third.submit([new_job(queue, queue=queue)])
+        async with asyncio.timeout(PATIENCE):
+            assert await anext(watches[0]) == Wake()
+            (lease,) = (await first.claim(claim(1, "p", peer="p", queues=queues))).leases
+            assert lease.id == queues[0]
+            assert await anext(watches[1]) == Wake()
+
+
+async def test_a_repeated_claim_tells_when_to_come_again_for_all_queues(
+    own_cluster: Any, new_job: NewJobs
+) -> None:
+    async with manual(own_cluster) as (storage, _, _):
+        first, second = queue_on(0), queue_on(1)
+        await storage.submit([new_job("a", queue=first)])
+        await storage.submit([new_job("b", queue=second, delay=1.0)])
+        request = ClaimRequest(worker="w", number=1, queues=(first, second), limit=9)
+        reply = await storage.claim(request)
+        again = await storage.claim(request)
+        for each in (reply, again):
+            assert ([lease.id for lease in each.leases], each.next_in) == (["a"], 1.0)
+
+
+async def test_a_part_stays_marked_until_the_call_is_forgotten(
+    own_cluster: Any, new_job: NewJobs, succeed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be done again, once the job has gone."""
+    async with manual(own_cluster) as (storage, verbs, clock):
+        first, second = queue_on(0), queue_on(1)
+        fields = {"id_ttl": 0.0, "result_ttl": 0.0}
+        with monkeypatch.context() as patch:
+
+            async def fail(mark: str) -> bool:
+                del mark
+                return False
+
+            patch.setattr(verbs._intents, "drop", fail)
+            jobs = [new_job("a", queue=first, **fields), new_job("b", queue=second)]
+            await storage.submit(jobs)
+        request = ClaimRequest(worker="w", number=1, queues=(first,), limit=9)
+        await storage.settle(succeed((await storage.claim(request)).leases))
+        # The common node is out of reach for a while, and back in the midst of a sweep.
+        clock.advance(86_400)
+        for queue in (first, second):
+            await _index.sweep(verbs._at(queue), SweepRequest(), [9] * 5)
+        await storage.sweep(SweepRequest())
+        assert await verbs._intents.left() == {}
+        assert await storage.get([JobRef(first, "a")]) == [None]
