@@ -17,6 +17,8 @@ from redis.crc import key_slot
 
 import plugq
 from plugq.assembly import Assembly
+from plugq.broker.local import LocalBroker
+from plugq.clock import SystemClock
 from plugq.errors import InvalidJob, OutcomeUnknown, Unavailable
 from plugq.job import JobRef, JobState, Outcome
 from plugq.protocols import (
@@ -27,12 +29,12 @@ from plugq.protocols import (
     LeaseRef,
     NewJob,
     PluginContext,
+    QueueSettings,
     RenewReply,
     Resync,
     Settlement,
     SubmitStatus,
     SweepRequest,
-    Wake,
 )
 from plugq.testing import ManualClock
 from plugq_redis import RedisOptions, RedisStorage, _hub, _index, _submit
@@ -557,31 +559,6 @@ async def test_a_node_that_hangs_holds_up_no_queue_of_the_others(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_wake_up_that_is_not_used_is_passed_on(
-    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
-) -> None:
-    """One peer is woken for two queues and has room for one job."""
-    queues = (queue_on(0), queue_on(1))
-    async with contextlib.AsyncExitStack() as stack:
-        first, second, third = [
-            await stack.enter_async_context(open_store(own_cluster.url, namespace="n"))
-            for _ in range(3)
-        ]
-        watches = [first.watch("p"), second.watch("q")]
-        for watch in watches:
-            stack.push_async_callback(watch.aclose)
-            assert await anext(watch) == Resync()
-        for storage, peer in ((first, "p"), (second, "q")):
-            assert not (await storage.claim(claim(1, peer, peer=peer, queues=queues))).leases
-        for queue in queues:
-            await third.submit([new_job(queue, queue=queue)])
-        async with asyncio.timeout(PATIENCE):
-            assert await anext(watches[0]) == Wake()
-            (lease,) = (await first.claim(claim(1, "p", peer="p", queues=queues))).leases
-            assert lease.id == queues[0]
-            assert await anext(watches[1]) == Wake()
-
-
 async def test_a_repeated_claim_tells_when_to_come_again_for_all_queues(
     own_cluster: Any, new_job: NewJobs
 ) -> None:
@@ -621,3 +598,32 @@ async def test_a_part_stays_marked_until_the_call_is_forgotten(
         await storage.sweep(SweepRequest())
         assert await verbs._intents.left() == {}
         assert await storage.get([JobRef(first, "a")]) == [None]
+
+
+async def test_a_broker_serves_the_queues_that_can_be_reached(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    """It starts, and calls that name one queue have nothing to do with those that name another."""
+    async with two_queues(own_cluster, open_store) as (storage, up, lost):
+        await storage.submit([new_job(queue=up)])
+        await storage.submit([new_job(queue=lost)])
+    own_cluster.nodes[2].stop()
+    namespace = namespace_on(0)
+    options = RedisOptions(url=own_cluster.url)
+    storage = RedisStorage(options, PluginContext(namespace=namespace))
+    broker = LocalBroker(storage, SystemClock(), settings=(QueueSettings(queue=up),))
+    await broker.start()
+    try:
+        calls = [broker.submit([new_job(queue=queue)]) for queue in (up, up, lost, up)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(answer, Unavailable) for answer in answers] == [
+            False,
+            False,
+            True,
+            False,
+        ]
+        # Nothing was to be decided for several queues at once.
+        marks = f"plugq:{{{namespace}/{up}}}:marks"
+        assert own_cluster.nodes[1].command("EXISTS", marks) == 0
+    finally:
+        await broker.stop()

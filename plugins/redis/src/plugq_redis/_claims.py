@@ -44,13 +44,10 @@ _FALSE = b"\xc2"
 _ARGUMENTS = 2
 
 
-async def claim(server: Place, request: ClaimRequest, *, passing: bool = False) -> ClaimReply:
-    """Grant leases, or show again those that this claim was granted.
-
-    Whoever is ``passing`` takes nothing: a wake-up that it had from the queue is another peer's.
-    """
+async def claim(server: Place, request: ClaimRequest) -> ClaimReply:
+    """Grant leases, or show again those that this claim was granted."""
     try:
-        asked = encode((*_asked(request), False, passing))
+        asked = encode(_asked(request))
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
     (granted,) = await server.change("claim", asked)

@@ -74,8 +74,6 @@ class Spread:
         #: last claim began.
         self._idle: dict[str, set[str]] = {}
         self._waiting: set[str] = set()
-        #: The peers that a queue has on its list of those who are idle, but for whom it has woken.
-        self._listed: set[tuple[str, str]] = set()
         self._patience = Patience()
         self._doing: asyncio.Task[None] | None = None
         self.listened = False
@@ -360,7 +358,6 @@ class Spread:
     async def forget_peer(self, peer: str) -> None:
         """Take a peer that watches no more off the lists of those who are idle."""
         self._waiting.discard(peer)
-        self._listed = {listed for listed in self._listed if listed[0] != peer}
         keys = [f"{self._nodes.keys.of(queue)}idle" for queue in self._idle.pop(peer, set())]
         calls = [self._nodes.call(key, "ZREM", key, peer, writes=True) for key in keys]
         await asyncio.gather(*calls, return_exceptions=True)
@@ -461,7 +458,8 @@ class Spread:
         # What can not tell whether it was asked before is left out.
         for queue in [queue for queue in queues if queue not in errors]:
             try:
-                reply = await self._claim_part(request, queue, left)
+                # Once it is filled it only lets in what is parked.
+                reply = await _claims.claim(self._at(queue), _part(request, queue, left))
             except (Unavailable, OutcomeUnknown) as error:
                 # A node that is down does not stop the queues of the others.
                 errors[queue] = error
@@ -469,18 +467,6 @@ class Spread:
                 replies.append(reply)
                 left -= len(reply.leases)
         return _answer(replies, errors)
-
-    async def _claim_part(self, request: ClaimRequest, queue: str, left: int) -> ClaimReply:
-        """Claim of one queue; a claim that is filled only lets in what is parked."""
-        listed = (request.peer, queue)
-        passing = left == 0 < request.limit and listed in self._listed
-        part = _part(request, queue, left)
-        reply = await _claims.claim(self._at(queue), part, passing=passing)
-        if passing:
-            self._listed.discard(listed)
-        if request.peer and len(reply.leases) < left:
-            self._listed.add(listed)
-        return reply
 
     async def _recall(
         self, request: ClaimRequest, queues: tuple[str, ...]

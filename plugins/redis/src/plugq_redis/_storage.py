@@ -91,6 +91,11 @@ class RedisStorage(Lifecycle):
         """What the server is configured to keep of what it has acknowledged, in one line."""
         return self._promise
 
+    @property
+    def apart(self) -> bool:
+        """Whether queues lie on several nodes, of which one may be down while others are not."""
+        return isinstance(self._verbs, Spread)
+
     async def _start(self) -> None:
         await self._server.open()
         facts = await check(self._server, self.options)

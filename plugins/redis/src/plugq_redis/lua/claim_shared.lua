@@ -184,7 +184,7 @@ end
 
 -- Serves a claim; returns what goes into the reply.
 local function claim(request)
-  local worker, number, names, limit, lease, peer, grants, recall, passing = unpack(request)
+  local worker, number, names, limit, lease, peer, grants, recall = unpack(request)
   local made = {worker = worker, number = number, peer = peer, till = now + lease, grants = grants,
     leases = {}, wants = {}, spent = {}, held = {}}
   local shared = CLUSTER and open(names[1]).base or COMMON
@@ -211,11 +211,6 @@ local function claim(request)
       hold(made.granted, worker, number, #made.leases, made.held)
     end
     if #made.leases < limit and peer ~= '' then idle(peer, names) end
-  end
-  if passing then
-    local q = open(names[1])
-    -- It was woken for this queue and has found enough in others.
-    if not call('ZSCORE', q.idle, peer) then q.fresh = q.fresh + 1 end
   end
   local soonest = nil
   for _, name in ipairs(names) do
