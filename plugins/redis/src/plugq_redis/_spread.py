@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     )
 
 _FIRST = msgspec.msgpack.Decoder(int).decode
+#: As many answers are kept for calls that may be repeated.
+_UNTOLD = 10_000
 #: How many kinds of jobs a sweep deals with, each up to its limit.
 _KINDS = 5
 #: Seconds after which a claim looks again at a queue whose node did not answer.
@@ -74,6 +76,8 @@ class Spread:
         #: last claim began.
         self._idle: dict[str, set[str]] = {}
         self._waiting: set[str] = set()
+        #: By queue, id and token what became of settlements whose caller was told of an error.
+        self._untold: dict[tuple[str, str, int], SettleReply] = {}
         self._patience = Patience()
         self._doing: asyncio.Task[None] | None = None
         self.listened = False
@@ -185,15 +189,10 @@ class Spread:
             both: tuple[Sequence[SettleReply], ClaimReply | None] = reply
             return both
         caller = "" if claim is None else claim.peer
-        settled = await self._changes(
-            *(
-                _claims.settle(
-                    self._at(queue), [settlements[place] for place in places], None, caller=caller
-                )
-                for queue, places in groups.items()
-            )
+        settled = await self._settle_parts(
+            [[settlements[place] for place in places] for places in groups.values()], caller
         )
-        replies = _put_together(len(settlements), groups, [part for part, _ in settled])
+        replies = _put_together(len(settlements), groups, settled)
         if claim is None:
             return replies, None
         try:
@@ -202,6 +201,32 @@ class Spread:
             # What was settled is settled. Leases that were granted all the same come back as those
             # of every reply that is lost.
             return replies, ClaimReply(next_in=_AGAIN, now=self._nodes.latest)
+
+    async def _settle_parts(
+        self, parts: Sequence[Sequence[Settlement]], caller: str
+    ) -> list[list[SettleReply]]:
+        """End attempts of several queues.
+
+        Where one of them gives no answer, those of the others are given when the call is repeated.
+        """
+        known: dict[tuple[str, str, int], SettleReply] = {}
+
+        async def settle(part: Sequence[Settlement]) -> list[SettleReply]:
+            replies, _ = await _claims.settle(self._at(part[0].queue), part, None, caller=caller)
+            keys = [(each.queue, each.id, each.token) for each in part]
+            for place, key in enumerate(keys):
+                if replies[place].lost:
+                    replies[place] = self._untold.pop(key, replies[place])
+            known.update(zip(keys, replies, strict=True))
+            return replies
+
+        try:
+            return await self._changes(*map(settle, parts))
+        except (Unavailable, OutcomeUnknown):
+            if len(self._untold) + len(known) > _UNTOLD:
+                self._untold.clear()
+            self._untold |= known
+            raise
 
     async def renew(
         self, leases: Sequence[LeaseRef], lease: float, holder: Holder | None
