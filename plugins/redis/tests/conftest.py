@@ -305,6 +305,12 @@ def start_moving(moving_cluster: RedisCluster) -> Callable[..., Moving]:
 
 
 @pytest.fixture
+def spare_port() -> Callable[[], int]:
+    """Finds a port that is free."""
+    return free_port
+
+
+@pytest.fixture
 def start_server() -> Iterator[Callable[..., RedisServer]]:
     """Starts servers of the test's own."""
     with contextlib.ExitStack() as stack:

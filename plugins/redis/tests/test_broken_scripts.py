@@ -98,8 +98,8 @@ FAULTS = {
         "test_a_holder_gives_back_what_it_never_received",
     ),
     "everybody is woken": (
-        "if publish(peer, pack({'w'})) then most = most - 1 end",
-        "publish(peer, pack({'w'}))",
+        "if publish(peer, message) then most = most - 1 end",
+        "publish(peer, message)",
         "test_n_jobs_wake_at_most_n_peers",
     ),
     "a peer that has gone takes a wake-up along": (

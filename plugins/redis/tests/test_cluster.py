@@ -35,6 +35,7 @@ from plugq.protocols import (
     Settlement,
     SubmitStatus,
     SweepRequest,
+    Wake,
 )
 from plugq.testing import ManualClock
 from plugq_redis import RedisOptions, RedisStorage, _hub, _index, _submit
@@ -192,8 +193,7 @@ async def test_a_node_that_is_down_keeps_no_outcome_of_the_others_back(
         own_cluster.nodes[2].stop()
         replies, reply = await storage.settle(succeed(leases), claim(5, queues=(up, lost)))
         assert [each.state for each in replies] == [JobState.SUCCEEDED]
-        replies, again = await storage.settle([], claim(5, queues=(lost,)))
-        for found in (reply, again, await storage.claim(claim(5, queues=(up, lost)))):
+        for found in (reply, await storage.claim(claim(5, queues=(up, lost)))):
             assert (found.leases, found.next_in) == ((), 1.0)
         own_cluster.nodes[2].start()
         leases = (await until(lambda: storage.claim(claim(5, queues=(up, lost))))).leases
@@ -630,3 +630,20 @@ async def test_a_broker_serves_the_queues_that_can_be_reached(
         assert own_cluster.nodes[1].command("EXISTS", marks) == 0
     finally:
         await broker.stop()
+
+
+async def test_a_peer_that_is_awake_leaves_a_wake_up_to_another(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """It has no room for what the other queue has, perhaps."""
+    async with two_queues(own_cluster, open_store) as (storage, first, second):
+        watches = {name: storage.watch(name) for name in ("p", "q")}
+        for name, watch in watches.items():
+            assert await anext(watch) == Resync()
+            await storage.claim(claim(1, name, queues=(first, second), peer=name))
+        await storage.submit([new_job("a", queue=first)])
+        await storage.submit([new_job("b", queue=second)])
+        async with asyncio.timeout(PATIENCE):
+            assert [await anext(watch) for watch in watches.values()] == [Wake()] * 2
+        for watch in watches.values():
+            await watch.aclose()

@@ -324,6 +324,22 @@ async def test_a_full_server_is_swept_free_again(
         await storage.stop()
 
 
+async def test_a_master_that_has_become_a_replica_is_left(
+    start_server: StartServer, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    """Its address may lead to another server by then."""
+    server = start_server()
+    async with open_store(server.url) as storage:
+        await storage.submit([new_job()])
+        before = await storage._server.command("CLIENT", "ID")
+        server.command("REPLICAOF", "127.0.0.1", 1)
+        with pytest.raises(Unavailable, match="is a replica"):
+            await storage.submit([new_job()])
+        server.command("REPLICAOF", "NO", "ONE")
+        await until(lambda: storage.submit([new_job()]))
+        assert await storage._server.command("CLIENT", "ID") != before
+
+
 async def test_who_gave_a_watch_up_before_it_began_is_not_subscribed(
     start_server: StartServer, open_store: OpenStore, claim: Claim
 ) -> None:

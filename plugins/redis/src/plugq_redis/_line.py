@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from plugq.errors import OutcomeUnknown, PlugqError, Unavailable
-from plugq_redis._faults import ANSWERS, BROKEN, broken, refusal
+from plugq_redis._faults import ANSWERS, BROKEN, broken, code_of, refusal
 
 if TYPE_CHECKING:
     import logging
@@ -311,12 +311,18 @@ class Line:
                 message = f"Redis at {self.place} said something that it was not asked"
                 raise RedisConnectionError(message)
             call = self._inflight.popleft()
-            if call.future.done():
-                continue
-            if isinstance(reply, RedisError):
-                call.future.set_exception(reply)
-            else:
-                call.future.set_result(reply)
+            if not call.future.done():
+                if isinstance(reply, RedisError):
+                    call.future.set_exception(reply)
+                else:
+                    call.future.set_result(reply)
+            if not self._inflight and code_of(reply) == "READONLY":
+                # The address may lead to the new master by now; this connection never will, so
+                # nothing more is sent on it.
+                for task in self._serving:
+                    task.cancel()
+                message = f"Redis at {self.place} is no master any more"
+                raise RedisConnectionError(message)
 
     def _break(self, reason: str) -> None:
         """Tell every call that was sent that its reply is lost."""

@@ -21,19 +21,18 @@ from plugq.errors import OutcomeUnknown, Unavailable
 from plugq_redis._faults import BROKEN, code_of, is_moving, moved_to, refusal, unusable
 from plugq_redis._line import Line, Part, not_started
 from plugq_redis._place import Keys, Place, run_script, script_call
-from plugq_redis._records import encode, flat
+from plugq_redis._records import flat
 from plugq_redis._scripts import scripts
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from plugq_redis._options import Target
 
 #: Seconds that the clocks of two nodes may be apart before one tells the other.
 _SLACK = 0.05
-#: What a wake-up looks like.
-_WAKE = encode(["w"])
+_kind = msgspec.msgpack.Decoder(list[str]).decode
 _time = msgspec.msgpack.Decoder(float).decode
 #: How often a call follows the key that it is about.
 _MOST_MOVES = 5
@@ -99,6 +98,7 @@ class Nodes:
         #: Those to nodes that have no slots any more.
         self._leaving: list[Line] = []
         self._asking: asyncio.Task[None] | None = None
+        self._aside: set[asyncio.Task[None]] = set()
         #: The latest time that any node told.
         self.latest: float = 0.0
         # What the common clock said at which moment.
@@ -124,15 +124,23 @@ class Nodes:
     async def close(self) -> None:
         """Finish what is under way and close every line."""
         self._map = None
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait((self._asking,))
-            self._asking = None
+        tasks = [*self._aside, *filter(None, [self._asking])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._asking = None
         # A close that was cancelled above goes on here.
         lines = (*self._lines.values(), *self._leaving)
         await asyncio.gather(*(line.close() for line in lines))
         self._lines.clear()
         self._leaving.clear()
+
+    def aside(self, call: Coroutine[Any, Any, None]) -> None:
+        """Do something for which nobody waits, at most until the lines are closed."""
+        task = asyncio.create_task(call, name="plugq-redis-aside")
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
 
     def target_of(self, key: str) -> Target:
         """Return how the node that has a key is reached."""
@@ -328,7 +336,7 @@ class CommonPlace(Place):
             return_exceptions=True,
         )
         unheard = [message for (_, message), count in zip(pairs, heard, strict=True) if count == 0]
-        return unheard.count(_WAKE)
+        return [_kind(message)[0] for message in unheard].count("w")
 
     async def hint(self, *parts: Part) -> Any:
         """Return the reply to a command without which a call goes on, if it comes soon.
@@ -376,11 +384,14 @@ class QueuePlace(Place):
         now, *messages = reply[0]
         if self._nodes.see(_time(now)):
             await self._common.attend()
-        while messages:
-            deaf = await self._common.tell(messages)
-            messages = []
-            if deaf:
-                # A notice is a hint: whoever waits for it looks again by itself.
-                with contextlib.suppress(Unavailable, OutcomeUnknown):
-                    ((_, *messages),) = await self.run("wake", flat(self.queue, deaf))
+        deaf = await self._common.tell(messages) if messages else 0
+        await self.wake(deaf)
         return reply[1:]
+
+    async def wake(self, count: int) -> None:
+        """Wake so many idle peers, in place of some that have gone or are awake already."""
+        # A notice is a hint: whoever waits for it looks again by itself.
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            while count:
+                ((_, *messages),) = await self.run("wake", flat(self.queue, count))
+                count = await self._common.tell(messages) if messages else 0

@@ -22,7 +22,6 @@ from plugq.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-
 _DATABASE = re.compile(r"/?|/\d+")
 
 
@@ -167,19 +166,33 @@ def _settings(options: RedisOptions, base: Path) -> tuple[type[AbstractConnectio
     if found.get("username") and not found.get("password"):
         message = "storage.username: a user needs a password; set storage.password"
         raise ConfigError(message)
-    files = {
-        "ssl_ca_certs": options.ca_certs,
-        "ssl_certfile": options.certfile,
-        "ssl_keyfile": options.keyfile,
-    }
-    given = {key: str(base / name) for key, name in files.items() if name}
+    files = _files(options, base)
     if issubclass(kind, SSLConnection):
-        found |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **given}
-    elif given:
+        found |= {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **files}
+    elif files:
         message = "storage: certificates are for TLS; write rediss:// in storage.url"
         raise ConfigError(message)
     # The line itself watches its calls; a read that waits for the next reply has no end.
     return kind, {**found, "socket_timeout": None, "protocol": 2, "health_check_interval": 0}
+
+
+def _files(options: RedisOptions, base: Path) -> dict[str, str]:
+    """Return the files for TLS as redis-py takes them.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    names = {
+        "ca_certs": options.ca_certs,
+        "certfile": options.certfile,
+        "keyfile": options.keyfile,
+    }
+    files = {name: base / given for name, given in names.items() if given}
+    for name, path in files.items():
+        if not path.is_file():
+            message = f"storage.{name}: there is no file {path}"
+            raise ConfigError(message)
+    return {f"ssl_{name}": str(path) for name, path in files.items()}
 
 
 _FROM_URL = ("host", "port", "path", "db", "username", "password")

@@ -91,13 +91,13 @@ _MOVING_HEADER = b"\xdc" + len(Moving.__struct_fields__).to_bytes(2, "big")
 _STAYING_HEADER = bytes([0x90 + len(Staying.__struct_fields__)])
 
 
-def check_number(name: str, number: int) -> bool:
-    """Return ``True`` for a number that Lua knows exactly.
+def check_number(name: str, number: int, *, exactly: bool = True) -> bool:
+    """Return ``True`` for a number that Lua knows exactly, or well enough to go on from there.
 
     Raises:
-        InvalidJob: it does not, or could not go on from there.
+        InvalidJob: it does not.
     """
-    if abs(number) >= _HIGHEST or int(float(number)) != number:
+    if abs(number) >= _HIGHEST or (exactly and int(float(number)) != number):
         message = f"{name}: {number} is no number that Redis can keep; give a smaller one"
         raise InvalidJob(message)
     return True

@@ -142,6 +142,10 @@ class Gate(Protocol):
         """Return whether a wake-up is news to the peer."""
         ...
 
+    def pass_on(self, queue: str) -> None:
+        """Let a queue wake another peer."""
+        ...
+
     async def forget_peer(self, peer: str) -> None:
         """Note that a peer watches no more."""
         ...
@@ -160,10 +164,14 @@ class Watch(Receiver[Notice]):
 
     def _read(self, data: bytes) -> None:
         kind, *names = _notice(data)
-        refs = [JobRef(*pair) for pair in zip(names[::2], names[1::2], strict=True)]
         if kind == "w":
-            self._wake = self._wake or self._gate is None or self._gate.admit(self._peer)
-        elif kind == "f":
+            if self._gate is None or self._gate.admit(self._peer):
+                self._wake = True
+            else:
+                self._gate.pass_on(*names)
+            return
+        refs = [JobRef(*pair) for pair in zip(names[::2], names[1::2], strict=True)]
+        if kind == "f":
             self._finished += refs
         elif kind == "c":
             self._cancels += refs

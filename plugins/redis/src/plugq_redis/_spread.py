@@ -193,8 +193,8 @@ class Spread:
             [[settlements[place] for place in places] for places in groups.values()], caller
         )
         replies = _put_together(len(settlements), groups, settled)
-        if claim is None:
-            return replies, None
+        if claim is None or not settlements:
+            return replies, None if claim is None else await self.claim(claim)
         try:
             return replies, await self.claim(claim)
         except (Unavailable, OutcomeUnknown):
@@ -379,6 +379,10 @@ class Spread:
             return False
         self._waiting.discard(peer)
         return True
+
+    def pass_on(self, queue: str) -> None:
+        """Let a queue wake another peer than one that another queue has woken."""
+        self._nodes.aside(self._at(queue).wake(1))
 
     async def forget_peer(self, peer: str) -> None:
         """Take a peer that watches no more off the lists of those who are idle."""

@@ -52,6 +52,8 @@ end
 -- Wakes at most so many idle peers, those who wait longest first, never the caller.
 local function wake(q, most, caller)
   local passed = 0
+  -- In a cluster the peer may have been woken by another queue, and somebody else is to come to this.
+  local message = pack(CLUSTER and {'w', q.name} or {'w'})
   while most > 0 do
     local peers = call('ZRANGE', q.idle, passed, passed + most - 1)
     if #peers == 0 then return end
@@ -61,7 +63,7 @@ local function wake(q, most, caller)
       else
         busy(q, peer)
         -- One that does not hear it has gone.
-        if publish(peer, pack({'w'})) then most = most - 1 end
+        if publish(peer, message) then most = most - 1 end
       end
     end
   end
