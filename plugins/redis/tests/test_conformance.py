@@ -37,7 +37,9 @@ class TestRedis(StorageContract):
 
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
-        async with opened(context, os.environ["PLUGQ_TEST_REDIS_URL"]) as storage:
+        url = os.environ["PLUGQ_TEST_REDIS_URL"]
+        # A call of ten thousand jobs is to be answered on a machine that is busy, too.
+        async with opened(context, url, timeout=30.0) as storage:
             yield storage
 
     @asynccontextmanager
