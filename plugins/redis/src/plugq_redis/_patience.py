@@ -53,13 +53,13 @@ class Patience:
             self._late.pop(queue, None)
             return asking.result()
         self._late[queue] = asking
-        if asking.done():
+        if asking.done() and not asking.cancelled():
             return asking.result()
         asking.add_done_callback(_failed)
         raise _silence(queue)
 
     async def close(self) -> None:
-        """Give up what is still asked."""
+        """Give up what is still asked, of lines that are closed."""
         asking = tuple(self._asking)
         for one in asking:
             one.cancel()

@@ -259,12 +259,14 @@ class Spread:
 
         A node that is down is swept when it is back, the others are swept now.
         """
-        if self._doing is None or self._doing.done():
-            self._doing = asyncio.create_task(self._do_what_is_left(), name="plugq-redis-intents")
+        doing = self._doing
+        if doing is None or doing.done():
+            doing = asyncio.create_task(self._do_what_is_left(), name="plugq-redis-intents")
+            self._doing = doing
         # What takes longer goes on beside the sweeps.
-        await asyncio.wait((self._doing,), timeout=USUAL)
-        if self._doing.done():
-            self._doing.result()
+        await asyncio.wait((doing,), timeout=USUAL)
+        if doing.done() and not doing.cancelled():
+            doing.result()
         places = [self._at(queue) for queue in await self.queues()]
         # A node that hangs holds up no other queue.
         counts = await asyncio.gather(

@@ -120,9 +120,9 @@ class RedisStorage(Lifecycle):
 
     async def _stop(self) -> None:
         await self._hub.close()
+        await self._nodes.close()
         if isinstance(self._verbs, Spread):
             await self._verbs.close()
-        await self._nodes.close()
         await self._server.close()
 
     def _where(self) -> Target:
