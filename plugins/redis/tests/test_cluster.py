@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -17,6 +17,8 @@ from redis.crc import key_slot
 
 import plugq
 from plugq.assembly import Assembly
+from plugq.broker.local import LocalBroker
+from plugq.clock import SystemClock
 from plugq.errors import InvalidJob, OutcomeUnknown, Unavailable
 from plugq.job import JobRef, JobState, Outcome
 from plugq.protocols import (
@@ -27,6 +29,7 @@ from plugq.protocols import (
     LeaseRef,
     NewJob,
     PluginContext,
+    QueueSettings,
     RenewReply,
     Resync,
     Settlement,
@@ -35,7 +38,7 @@ from plugq.protocols import (
     Wake,
 )
 from plugq.testing import ManualClock
-from plugq_redis import RedisOptions, RedisStorage, _hub, _submit
+from plugq_redis import RedisOptions, RedisStorage, _hub, _index, _submit
 from plugq_redis._nodes import SlotMap
 from plugq_redis._records import flat
 from plugq_redis._spread import Spread
@@ -145,7 +148,10 @@ async def test_a_settlement_that_was_half_done_is_done_by_its_repetition(
         assert (first.state, first.result) == (JobState.SUCCEEDED, b"null")
         own_cluster.nodes[2].start()
         replies, _ = await until(lambda: storage.settle(settlements))
-        assert [reply.lost for reply in replies] == [True, False]
+        assert [reply.state for reply in replies] == [JobState.SUCCEEDED] * 2
+        # Whoever has the answer and asks again gets the usual one.
+        replies, _ = await storage.settle(settlements)
+        assert [reply.lost for reply in replies] == [True, True]
         found = await storage.get([JobRef(up, "a"), JobRef(lost, "b")])
         assert [job and (job.state, job.result) for job in found] == [
             (JobState.SUCCEEDED, b"null"),
@@ -421,9 +427,10 @@ async def test_signals_follow_the_slot_that_they_belong_to(
         assert await anext(listening) == Resync()
         slot = key_slot(f"plugq:{{{namespace}}}:clock".encode())
         own_cluster.move(slot, source=0, target=2)
-        await storage.submit([new_job("a", queue=queue)])
+        # It makes no calls by which it would learn of that.
         async with asyncio.timeout(PATIENCE):
             assert await anext(listening) == Resync()
+        await storage.submit([new_job("a", queue=queue)])
         await storage.submit([new_job("b", queue=queue)])
         assert storage.listened
         await listening.aclose()
@@ -453,7 +460,7 @@ async def test_no_line_is_left_that_was_given_up(own_cluster: Any, open_store: O
     async with open_store(own_cluster.url, namespace="n") as storage:
         nodes = storage._nodes
         await storage.submit([])
-        line = await nodes._line(("127.0.0.1", own_cluster.nodes[2].port))
+        line = nodes._line(("127.0.0.1", own_cluster.nodes[2].port))
         os.kill(own_cluster.nodes[2].pid, signal.SIGSTOP)
         try:
             asking = asyncio.create_task(line.call("PING", writes=False))
@@ -491,6 +498,138 @@ async def test_a_queue_has_a_name(
         with pytest.raises(InvalidJob, match="queue: give a name"):
             await storage.submit([new_job(queue="")])
         assert (await storage.stats()).queues == ()
+
+
+async def test_calls_wait_side_by_side_for_a_node_that_hangs(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    """No process of theirs has spoken with it before."""
+    namespace = namespace_on(0)
+    queue = queue_on(2, namespace=namespace)
+    options = {"timeout": 1.0, "connect_timeout": 4.0}
+    async with open_store(own_cluster.url, namespace=namespace, **options) as storage:
+        os.kill(own_cluster.nodes[2].pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            calls = [storage.submit([new_job(queue=queue)]) for _ in range(20)]
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(error) for error in errors} == {Unavailable}
+            assert time.monotonic() - began < 20 * options["timeout"]
+        finally:
+            os.kill(own_cluster.nodes[2].pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def hanging(node: Any) -> Iterator[None]:
+    """Let a node do nothing and keep its connections."""
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+async def test_a_node_that_hangs_holds_up_no_queue_of_the_others(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """Nor what is decided and can not be done there."""
+    namespace = namespace_on(0)
+    up, lost = (queue_on(node, namespace=namespace) for node in (1, 2))
+    async with open_store(own_cluster.url, namespace=namespace, timeout=PATIENCE) as storage:
+        await storage.submit([new_job("a", queue=up), new_job("a", queue=lost)])
+        (lease,) = (await storage.claim(claim(1, queues=(up,)))).leases
+        verbs = storage._verbs
+        assert isinstance(verbs, Spread)
+        await verbs._intents.keep([new_job("b", queue=up), new_job("b", queue=lost)], [1, 2])
+        key = f"plugq:{{{namespace}}}:intents:since"
+        (mark,) = own_cluster.nodes[0].command("ZRANGE", key, 0, 0)
+        own_cluster.nodes[0].command("ZADD", key, 1, mark)
+        with hanging(own_cluster.nodes[2]):
+            began = time.monotonic()
+            await storage.submit([new_job("c", queue=up, delay=0.001)])
+            await storage.sweep(SweepRequest())
+            ref = LeaseRef(up, "a", lease.token)
+            assert await storage.renew([ref], lease=60.0, holder=Holder("w", 1)) == [RenewReply.OK]
+            granted = await storage.claim(claim(9, queues=(lost, up)))
+            assert time.monotonic() - began < PATIENCE
+            assert {lease.id for lease in granted.leases} == {"b", "c"}
+            assert granted.next_in is not None
+        ids: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while ids != {"a", "b"}:
+                leases = (await storage.claim(claim(9, queues=(lost, up)))).leases
+                ids |= {lease.id for lease in leases}
+                await asyncio.sleep(0.02)
+
+
+async def test_a_repeated_claim_tells_when_to_come_again_for_all_queues(
+    own_cluster: Any, new_job: NewJobs
+) -> None:
+    async with manual(own_cluster) as (storage, _, _):
+        first, second = queue_on(0), queue_on(1)
+        await storage.submit([new_job("a", queue=first)])
+        await storage.submit([new_job("b", queue=second, delay=1.0)])
+        request = ClaimRequest(worker="w", number=1, queues=(first, second), limit=9)
+        reply = await storage.claim(request)
+        again = await storage.claim(request)
+        for each in (reply, again):
+            assert ([lease.id for lease in each.leases], each.next_in) == (["a"], 1.0)
+
+
+async def test_a_part_stays_marked_until_the_call_is_forgotten(
+    own_cluster: Any, new_job: NewJobs, succeed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be done again, once the job has gone."""
+    async with manual(own_cluster) as (storage, verbs, clock):
+        first, second = queue_on(0), queue_on(1)
+        fields = {"id_ttl": 0.0, "result_ttl": 0.0}
+        with monkeypatch.context() as patch:
+
+            async def fail(mark: str) -> bool:
+                del mark
+                return False
+
+            patch.setattr(verbs._intents, "drop", fail)
+            jobs = [new_job("a", queue=first, **fields), new_job("b", queue=second)]
+            await storage.submit(jobs)
+        request = ClaimRequest(worker="w", number=1, queues=(first,), limit=9)
+        await storage.settle(succeed((await storage.claim(request)).leases))
+        # The common node is out of reach for a while, and back in the midst of a sweep.
+        clock.advance(86_400)
+        for queue in (first, second):
+            await _index.sweep(verbs._at(queue), SweepRequest(), [9] * 5)
+        await storage.sweep(SweepRequest())
+        assert await verbs._intents.left() == {}
+        assert await storage.get([JobRef(first, "a")]) == [None]
+
+
+async def test_a_broker_serves_the_queues_that_can_be_reached(
+    own_cluster: Any, open_store: OpenStore, new_job: NewJobs
+) -> None:
+    """It starts, and calls that name one queue have nothing to do with those that name another."""
+    async with two_queues(own_cluster, open_store) as (storage, up, lost):
+        await storage.submit([new_job(queue=up)])
+        await storage.submit([new_job(queue=lost)])
+    own_cluster.nodes[2].stop()
+    namespace = namespace_on(0)
+    options = RedisOptions(url=own_cluster.url)
+    storage = RedisStorage(options, PluginContext(namespace=namespace))
+    broker = LocalBroker(storage, SystemClock(), settings=(QueueSettings(queue=up),))
+    await broker.start()
+    try:
+        calls = [broker.submit([new_job(queue=queue)]) for queue in (up, up, lost, up)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(answer, Unavailable) for answer in answers] == [
+            False,
+            False,
+            True,
+            False,
+        ]
+        # Nothing was to be decided for several queues at once.
+        marks = f"plugq:{{{namespace}/{up}}}:marks"
+        assert own_cluster.nodes[1].command("EXISTS", marks) == 0
+    finally:
+        await broker.stop()
 
 
 async def test_a_peer_that_is_awake_leaves_a_wake_up_to_another(

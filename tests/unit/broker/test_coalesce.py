@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from plugq.broker.coalesce import Coalescer
+from plugq.broker.coalesce import Coalescer, Coalescers
 from plugq.errors import Unavailable
 
 
@@ -183,3 +183,31 @@ async def test_a_queue_that_fails_fails_for_its_own_callers() -> None:
     assert (results[0], results[3]) == ([1], [9])
     assert sorted(map(sorted, verb.calls[2:])) == [[1, 3], [2, 101], [100]]
     await coalescer.stop()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_where_queues_lie_apart_nobody_waits_for_one_that_it_did_not_name(
+    apart: bool,
+) -> None:
+    verbs = {"first": Verb(), "second": Verb()}
+    verbs["second"].gate.clear()
+
+    async def some(items: Sequence[int]) -> Sequence[int]:
+        return await verbs["second" if any(item >= 100 for item in items) else "first"](items)
+
+    def queue(item: int) -> str:
+        return "second" if item >= 100 else "first"
+
+    coalescers = Coalescers(lambda: Coalescer(some, queue=queue), queue=queue, apart=lambda: apart)
+    calls = [asyncio.create_task(coalescers.call(items)) for items in ([100], [1], [2], [3, 101])]
+    if apart:
+        assert await asyncio.gather(*calls[1:3]) == [[1], [4]]
+    await verbs["second"].entered.wait()
+    verbs["second"].gate.set()
+    answers = await asyncio.gather(*calls)
+    assert answers == [[10_000], [1], [4], [9, 10_201]]
+    assert verbs["first"].calls == ([[1, 2]] if apart else [])
+    assert len(verbs["second"].calls) == (2 if apart else 1)
+    # Nothing stays of queues that are not in use.
+    assert coalescers._parts == {}
+    await coalescers.stop()

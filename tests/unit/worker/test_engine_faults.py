@@ -434,3 +434,64 @@ def test_threads_that_ask_at_once_get_one_private_storage(monkeypatch: pytest.Mo
     for thread in threads:
         thread.join(5)
     assert got[0] is got[1]
+
+
+class Spread(Store):
+    """Takes no outcomes of the queues that a test names in ``down``, nor a call that has some."""
+
+    refused = 0
+
+    async def settle(self, settlements: Any, claim: Any = None) -> Any:
+        if any(settlement.queue in self.down for settlement in settlements):
+            self.refused += 1
+            raise Unavailable("the node of that queue is away")
+        return await super().settle(settlements, claim)
+
+
+async def test_outcomes_of_one_queue_do_not_wait_for_those_of_another() -> None:
+    app, store = plugq.App(), Spread()
+    gate = threading.Event()
+
+    @app.task
+    def together() -> str:
+        assert gate.wait(20)
+        return "together"
+
+    @app.task
+    def single() -> str:
+        return "single"
+
+    store.down.add("lost")
+    config = {"worker": {"queues": ["up", "lost"], "concurrency": 3}}
+    async with running(app, config, store) as (client, worker):
+        handles = [
+            await client.submit(together.job().options(queue=queue)) for queue in ("up", "lost")
+        ]
+        await until(lambda: worker.state()["running"] == 2)
+        gate.set()
+        assert await handles[0].result(20) == "together"
+        await until(lambda: store.refused > 1)
+        for _ in range(3):
+            assert await client.call(single.job().options(queue="up"), timeout=20) == "single"
+        assert worker.state()["leases"] == 1
+        store.down.clear()
+        assert await handles[1].result(20) == "together"
+        await until(lambda: worker.state()["leases"] == 0)
+        assert await client.call(single.job().options(queue="lost"), timeout=20) == "single"
+
+
+async def test_a_worker_stops_although_outcomes_of_one_queue_can_not_be_stored() -> None:
+    app, store = plugq.App(), Spread()
+
+    @app.task
+    def one() -> int:
+        return 1
+
+    store.down.add("lost")
+    config = {"worker": {"queues": ["up", "lost"], "grace": 0.1}}
+    config |= {"broker": {"lease": "1s", "renewal": "0.3s"}}
+    async with running(app, config, store) as (client, _):
+        await client.submit(one.job().options(queue="lost"))
+        await until(lambda: store.refused > 1)
+        assert await client.call(one.job().options(queue="up"), timeout=20) == 1
+    assert not [task for task in asyncio.all_tasks() if "outcomes" in task.get_name()]

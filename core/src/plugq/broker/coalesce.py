@@ -49,6 +49,11 @@ class Coalescer(Generic[Item, Answer]):
         self._waiting: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]] = deque()
         self._flusher: asyncio.Task[None] | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call is under way."""
+        return self._flusher is None and not self._waiting
+
     async def call(self, items: Sequence[Item]) -> Sequence[Answer]:
         """Return the answers for ``items`` from a call shared with others."""
         future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
@@ -131,6 +136,43 @@ class Coalescer(Generic[Item, Answer]):
         return list(parts.values())
 
 
+class Coalescers(Generic[Item, Answer]):
+    """Merges the calls of all callers, or only of those that name the same queues.
+
+    ``make`` makes what merges, ``queue`` tells whose an item is, and ``apart`` whether one queue
+    may be out of reach while others are not. Then nobody waits for a queue that it did not name.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Coalescer[Item, Answer]],
+        *,
+        queue: Callable[[Item], str],
+        apart: Callable[[], bool],
+    ) -> None:
+        self._make = make
+        self._queue = queue
+        self._apart = apart
+        self._parts: dict[frozenset[str], Coalescer[Item, Answer]] = {}
+
+    async def call(self, items: Sequence[Item]) -> Sequence[Answer]:
+        """Return the answers for ``items`` from a call shared with others."""
+        key = frozenset(map(self._queue, items)) if self._apart() else frozenset[str]()
+        part = self._parts.get(key)
+        if part is None:
+            part = self._parts[key] = self._make()
+        try:
+            return await part.call(items)
+        finally:
+            if part.idle and self._parts.get(key) is part:
+                del self._parts[key]
+
+    async def stop(self) -> None:
+        """Wait for what is under way and answer what waits with a cancellation."""
+        for part in tuple(self._parts.values()):
+            await part.stop()
+
+
 def _fail(futures: Sequence[asyncio.Future[Any]], error: BaseException) -> None:
     for future in futures:
         if not future.done():
@@ -140,4 +182,4 @@ def _fail(futures: Sequence[asyncio.Future[Any]], error: BaseException) -> None:
                 future.cancel()
 
 
-__all__ = ["Coalescer"]
+__all__ = ["Coalescer", "Coalescers"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from plugq import failpoints
 from plugq.broker.budgets import Budgets
-from plugq.broker.coalesce import Coalescer
+from plugq.broker.coalesce import Coalescer, Coalescers
 from plugq.broker.dispatch import (
     Action,
     Answered,
@@ -179,13 +179,17 @@ class LocalBroker(Lifecycle):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._alarm = Alarm(clock, lambda: self._handle(Tick()))
         self._listeners: list[Callable[[Sequence[Notice]], None]] = []
-        self._submits: Coalescer[NewJob, SubmitReply] = Coalescer(
-            storage.submit,
-            size=lambda job: len(job.body) + 200,
-            refused=lambda reply: reply.status in _NOTHING_STORED,
+        self._submits: Coalescers[NewJob, SubmitReply] = Coalescers(
+            lambda: Coalescer(
+                storage.submit,
+                size=lambda job: len(job.body) + 200,
+                refused=lambda reply: reply.status in _NOTHING_STORED,
+                queue=attrgetter("queue"),
+            ),
             queue=attrgetter("queue"),
+            apart=self._lie_apart,
         )
-        self._gets: dict[tuple[bool, bool], Coalescer[JobRef, JobRecord | None]] = {}
+        self._gets: dict[tuple[bool, bool], Coalescers[JobRef, JobRecord | None]] = {}
 
     @property
     def peer(self) -> str:
@@ -378,7 +382,11 @@ class LocalBroker(Lifecycle):
             async def verb(refs: Sequence[JobRef]) -> Sequence[JobRecord | None]:
                 return await self._storage.get(refs, body=body, waiting=waiting)
 
-            gets = self._gets[body, waiting] = Coalescer(verb, queue=attrgetter("queue"))
+            gets = self._gets[body, waiting] = Coalescers(
+                lambda: Coalescer(verb, queue=attrgetter("queue")),
+                queue=attrgetter("queue"),
+                apart=self._lie_apart,
+            )
         return await gets.call(refs)
 
     async def find(self, query: FindQuery) -> Page:
@@ -455,7 +463,10 @@ class LocalBroker(Lifecycle):
 
     async def _configure(self) -> None:
         """Store the settings; where others were stored before, say so."""
-        stored = {queue.queue: queue.settings for queue in (await self._storage.stats()).queues}
+        stored: dict[str, QueueSettings | None] = {}
+        # A queue of others that is out of reach is no reason not to start.
+        with contextlib.suppress(Unavailable):
+            stored = {queue.queue: queue.settings for queue in (await self._storage.stats()).queues}
         for settings in self._settings:
             if stored.get(settings.queue) not in {None, settings}:
                 logger.warning(
@@ -464,6 +475,9 @@ class LocalBroker(Lifecycle):
                     settings.queue,
                 )
         await self._storage.edit(Configure(self._settings))
+
+    def _lie_apart(self) -> bool:
+        return bool(getattr(self._storage, "apart", False))
 
     async def _watch(self, watching: asyncio.Event) -> None:
         async with contextlib.aclosing(self._storage.watch(self._peer)) as notices:

@@ -21,6 +21,9 @@ What holds for every verb:
   does it. Negative times are legal and count as passed.
 * **Cost.** O(log n) a job. No verb scans finished, future or blocked jobs.
 * Concurrent calls are allowed; what arrives while a write is under way goes into the next one.
+* **Apart.** A storage of which one queue may be out of reach while others are not has an attribute
+  ``apart`` that is true once it has started. Then submissions and looks of different callers are
+  merged into one call only where they name the same queues.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import socket
 import uuid
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -124,6 +125,8 @@ class Engine(Lifecycle):
         #: A claim was given up that may have been granted: the next renewal must say so.
         self._unlisted = False
         self._claim_error: str | None = None
+        #: The queues whose outcomes are stored by themselves, since a call with some has failed.
+        self._apart: set[str] = set()
         self._outbox: deque[tuple[Attempt, Settlement | None]] = deque()
         self._signalled = False
         self._kick = asyncio.Event()
@@ -151,6 +154,7 @@ class Engine(Lifecycle):
         await self._broker.start()
         self._remove_listener = self._broker.subscribe(self._noticed)
         self._claiming = True
+        self._apart.clear()
         self._supervisor.run("pump", self._pump)
         self._supervisor.run("renew", self._renew_loop)
         self._supervisor.run("presence", self._presence.run)
@@ -321,8 +325,16 @@ class Engine(Lifecycle):
         self._deliver_attempts()
         self._counts["finished"] = self._counts["started"] - self._running
 
-    def _unsettled(self) -> list[_Held]:
-        ready = (held for held in self._held.values() if held.settlement is not None)
+    def _unsettled(self, queue: str | None = None) -> list[_Held]:
+        """Return outcomes of one queue, or of all those that are not stored by themselves."""
+        ready = (
+            held
+            for held in self._held.values()
+            if held.settlement is not None
+            and (
+                held.lease.queue not in self._apart if queue is None else held.lease.queue == queue
+            )
+        )
         return list(itertools.islice(ready, BATCH))
 
     async def _settle(self, batch: list[_Held]) -> None:
@@ -331,11 +343,45 @@ class Engine(Lifecycle):
         if failpoints.ARMED:
             failpoints.hit("worker.settle.before")
         try:
-            replies, claimed = await self._deliver(settlements, claim)
+            if len(self._settings.queues) > 1:
+                replies, claimed = await self._broker.settle(settlements, claim)
+            else:
+                replies, claimed = await self._deliver(settlements, claim)
+        except PlugqError as error:
+            logger.warning("%d outcomes wait to be stored: %s", len(settlements), error)
+            self._part({held.lease.queue for held in batch}, claim)
+            return
         except BaseException:
             if claim is not None:
                 self._give_up(claim.number)
             raise
+        self._settled(batch, replies)
+        if claim is not None and claimed is not None:
+            self._granted(claimed, claim.number)
+
+    def _part(self, queues: set[str], claim: ClaimRequest | None) -> None:
+        """Let no queue wait for another: one that is out of reach may stay so for long."""
+        for queue in queues:
+            self._apart.add(queue)
+            self._supervisor.run(f"outcomes of {queue}", partial(self._settle_apart, queue))
+        if claim is None:
+            return
+        if self._claiming:
+            # The same number again, as after any reply that is lost.
+            self._parked = asyncio.create_task(self._wait_for_work(claim))
+        else:
+            self._give_up(claim.number)
+
+    async def _settle_apart(self, queue: str) -> None:
+        """Store the outcomes of one queue, however long that takes."""
+        while batch := self._unsettled(queue):
+            settlements = [held.settlement for held in batch if held.settlement is not None]
+            replies, _ = await self._deliver(settlements, None)
+            self._settled(batch, replies)
+        self._apart.discard(queue)
+        self._kick.set()
+
+    def _settled(self, batch: list[_Held], replies: Sequence[SettleReply]) -> None:
         for held, reply in zip(batch, replies, strict=True):
             self._held.pop((held.lease.queue, held.lease.token), None)
             if reply.lost:
@@ -348,8 +394,6 @@ class Engine(Lifecycle):
                 )
             elif held.settlement is not None and held.settlement.error is not None:
                 _tell(held.lease, held.settlement, reply.state)
-        if claim is not None and claimed is not None:
-            self._granted(claimed, claim.number)
 
     async def _deliver(
         self,

@@ -54,14 +54,14 @@ async def claim(server: Place, request: ClaimRequest) -> ClaimReply:
     return _granted(granted)
 
 
-async def recall(server: Place, request: ClaimRequest) -> ClaimReply | None:
-    """Return what this claim was granted before; ``None`` if it was not asked before."""
+async def recall(server: Place, request: ClaimRequest) -> tuple[ClaimReply, bool]:
+    """Return what this claim was granted before, and whether it was asked before."""
     try:
         asked = encode((*_asked(request), True))
     except UnicodeEncodeError as error:
         raise refusal(error, server.place) from None
     (granted,) = await server.change("claim", asked)
-    return _granted(granted) if granted[-1] else None
+    return _granted(granted), bool(granted[-1])
 
 
 async def settle(

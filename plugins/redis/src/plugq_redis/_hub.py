@@ -51,11 +51,11 @@ class Hub:
         timeout: float,
         logger: logging.Logger,
         *,
-        lost: Callable[[], None],
+        learn: Callable[[], asyncio.Future[None] | None],
     ) -> None:
         self._where = where
         self._send = publish
-        self._lost = lost
+        self._learn = learn
         self._keys = keys
         self._timeout = timeout
         self._logger = logger
@@ -236,7 +236,7 @@ class Hub:
                 except Exception as error:  # noqa: BLE001 - whoever watches must not be left alone
                     self._logger.debug("the signals of Redis broke: %r", error)
                 # Whoever only listens learns by nothing else that a node is no more.
-                self._lost()
+                self._learn()
         finally:
             await self._drop()
 
@@ -268,10 +268,7 @@ class Hub:
         asked, look = False, self._now() + _BEAT
         while True:
             if self._now() >= look:
-                # What others publish is counted, and told first, where everybody subscribes.
-                if self._where().place != self._place:
-                    message = "the signals have moved to another node"
-                    raise RedisConnectionError(message)
+                await self._stay()
                 look = self._now() + _BEAT
             # A read that ends by its own timeout leaves the connection as it is.
             wait = self._timeout if asked else _BEAT
@@ -287,6 +284,21 @@ class Hub:
             else:
                 asked = True
                 await self._say("PING")
+
+    async def _stay(self) -> None:
+        """Look whether this is the place where everybody subscribes: there it is counted who does.
+
+        A master that has given its slots to a replica keeps its connections and goes on talking.
+
+        Raises:
+            RedisConnectionError: the signals have moved.
+        """
+        learning = self._learn()
+        if learning is not None:
+            await asyncio.wait((learning,), timeout=_MEND)
+        if self._where().place != self._place:
+            message = "the signals have moved to another node"
+            raise RedisConnectionError(message)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -6,7 +6,6 @@ its part once, and what a process has left undone a sweep does.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from typing import TYPE_CHECKING
 
@@ -56,10 +55,13 @@ class Intents:
         await self._common.run("intend", flat("keep", mark), intent)
         return mark
 
-    async def drop(self, mark: str) -> None:
+    async def drop(self, mark: str) -> bool:
         """Forget a call that is done; should that fail, a sweep finds nothing left to do."""
-        with contextlib.suppress(Unavailable, OutcomeUnknown):
+        try:
             await self._common.run("intend", flat("drop", mark))
+        except (Unavailable, OutcomeUnknown):
+            return False
+        return True
 
     async def postpone(self, mark: str) -> None:
         """Let others come first: this call can not be done now."""

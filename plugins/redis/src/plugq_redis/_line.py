@@ -91,6 +91,10 @@ class Line:
         The errors are those of redis-py: whoever opens a line tells what they mean.
         """
         self._connection = await self._connect()
+        self.begin()
+
+    def begin(self) -> None:
+        """Connect in the background; what is called meanwhile waits for it, or fails with it."""
         # Of the loop that opens it now.
         self._work = asyncio.Event()
         self._open = True
@@ -225,8 +229,9 @@ class Line:
 
     async def _reconnect(self) -> AbstractConnection | None:
         """Try once, after a pause; what waits fails with the attempt."""
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
-        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
+        if self._heard or self._failures:
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 10))
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
         try:
             self._connection = await self._connect()
         except Exception as error:  # noqa: BLE001 - the line must go on, whatever a library raises

@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from plugq.errors import OutcomeUnknown, Unavailable
-from plugq_redis._faults import BROKEN, broken, code_of, is_moving, moved_to, refusal, unusable
+from plugq_redis._faults import BROKEN, code_of, is_moving, moved_to, refusal, unusable
 from plugq_redis._line import Line, Part, not_started
 from plugq_redis._place import Keys, Place, run_script, script_call
 from plugq_redis._records import flat
@@ -40,6 +40,8 @@ _MOST_MOVES = 5
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.25
 #: Seconds for an answer that is only a hint: without it a call goes on.
 _HINT = 0.25
+#: Seconds after which another node is asked for the map.
+_SOON = 1.0
 #: What a node answers that may have lost its slots.
 _LOST = frozenset({"CLUSTERDOWN", "MASTERDOWN", "READONLY"})
 _Node = tuple[str, int]
@@ -93,7 +95,6 @@ class Nodes:
         self.logger: logging.Logger = logger
         self._map: SlotMap | None = None
         self._lines: dict[_Node, Line] = {}
-        self._opening: dict[_Node, asyncio.Lock] = {}
         #: Those to nodes that have no slots any more.
         self._leaving: list[Line] = []
         self._asking: asyncio.Task[None] | None = None
@@ -134,7 +135,6 @@ class Nodes:
         await asyncio.gather(*(line.close() for line in lines))
         self._lines.clear()
         self._leaving.clear()
-        self._opening.clear()
 
     def aside(self, call: Coroutine[Any, Any, None]) -> None:
         """Do something for which nobody waits, at most until the lines are closed."""
@@ -210,7 +210,7 @@ class Nodes:
         slot = key_slot(key.encode())
         end = asyncio.get_running_loop().time() + self._timeout
         pause, moves = _FIRST_LOOK, 0
-        line = await self._line_for(slot)
+        line = self._line_for(slot)
         while True:
             try:
                 return await send(line)
@@ -225,7 +225,7 @@ class Nodes:
                     assert self._map is not None  # noqa: S101 - a line was found by it
                     self._map.move(slot, node)
                     self.learn()
-                    line = await self._line(node)
+                    line = self._line(node)
                     continue
                 if node is None and not is_moving(error):
                     if code_of(error) in _LOST:
@@ -236,9 +236,9 @@ class Nodes:
                 raise Unavailable(message)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
             pause = min(2 * pause, _LONGEST_LOOK)
-            line = await self._line_for(slot)
+            line = self._line_for(slot)
 
-    async def _line_for(self, slot: int) -> Line:
+    def _line_for(self, slot: int) -> Line:
         if self._map is None:
             raise not_started()
         node = self._map.node(slot)
@@ -246,40 +246,30 @@ class Nodes:
             self.learn()
             message = f"no node of the cluster at {self.place} has slot {slot}; it is incomplete"
             raise Unavailable(message)
-        return await self._line(node)
+        return self._line(node)
 
-    async def _line(self, node: _Node) -> Line:
+    def _line(self, node: _Node) -> Line:
         line = self._lines.get(node)
-        if line is not None:
-            return line
-        async with self._opening.setdefault(node, asyncio.Lock()):
-            line = self._lines.get(node)
+        if line is None:
             if self._map is None:
                 raise not_started()
-            if line is None:
-                line = Line(self._target.at(*node), self._timeout, self.logger)
-                try:
-                    await line.open()
-                except BROKEN as error:
-                    self.learn()
-                    raise broken(error, line.place) from None
-                if self._map is None:
-                    await line.close()
-                    raise not_started()
-                self._lines[node] = line
+            line = self._lines[node] = Line(self._target.at(*node), self._timeout, self.logger)
+            # Nobody waits longer for a node that hangs than for its answer.
+            line.begin()
         return line
 
-    def learn(self) -> None:
-        """Ask again where the slots are, in the background."""
+    def learn(self) -> asyncio.Task[None] | None:
+        """Ask again where the slots are, in the background: in the task that is returned."""
         if self._map is not None and (self._asking is None or self._asking.done()):
             self._asking = asyncio.create_task(self._relearn(), name="plugq-redis-slots")
+        return self._asking
 
     async def _relearn(self) -> None:
         """Ask one node after the other until one answers, the one that was named in the end."""
         known = [] if self._map is None else self._map.nodes
         for node in [*self._lines, *known]:
             try:
-                self._map = await self._ask(await self._line(node))
+                self._map = await self._ask(self._line(node), _SOON)
             except _GONE:
                 continue
             await self._let_go()
@@ -301,8 +291,8 @@ class Nodes:
             await self._leaving[-1].close()
             self._leaving.pop()
 
-    async def _ask(self, line: Line) -> SlotMap:
-        answer = await line.call("CLUSTER", "SLOTS", writes=False)
+    async def _ask(self, line: Line, within: float | None = None) -> SlotMap:
+        answer = await line.call("CLUSTER", "SLOTS", writes=False, within=within)
         if not answer:
             message = f"the cluster at {self.place} has no slots; create it first"
             raise Unavailable(message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,6 +25,7 @@ from plugq.protocols.storage import (
 from plugq_redis import _claims, _index, _registers, _submit
 from plugq_redis._intents import MARKED, Intents, read_intent
 from plugq_redis._nodes import CommonPlace, Nodes, QueuePlace
+from plugq_redis._patience import USUAL, Patience
 from plugq_redis._records import flat
 from plugq_redis._signals import EVENTS
 
@@ -52,13 +53,12 @@ if TYPE_CHECKING:
     )
 
 _FIRST = msgspec.msgpack.Decoder(int).decode
+#: As many answers are kept for calls that may be repeated.
+_UNTOLD = 10_000
 #: How many kinds of jobs a sweep deals with, each up to its limit.
 _KINDS = 5
 #: Seconds after which a claim looks again at a queue whose node did not answer.
 _AGAIN = 1.0
-#: Seconds for what may be left to the next time.
-_PATIENCE = 1.0
-T = TypeVar("T")
 _REFUSED = frozenset({SubmitStatus.FULL, SubmitStatus.DRAINING})
 
 
@@ -76,7 +76,19 @@ class Spread:
         #: last claim began.
         self._idle: dict[str, set[str]] = {}
         self._waiting: set[str] = set()
+        #: By queue, id and token what became of settlements whose caller was told of an error.
+        self._untold: dict[tuple[str, str, int], SettleReply] = {}
+        self._patience = Patience()
+        self._doing: asyncio.Task[None] | None = None
         self.listened = False
+
+    async def close(self) -> None:
+        """Give up what is done in the background."""
+        await self._patience.close()
+        if self._doing is not None:
+            self._doing.cancel()
+            await asyncio.wait((self._doing,))
+            self._doing = None
 
     async def queues(self) -> list[str]:
         """Return the names of all queues."""
@@ -135,7 +147,8 @@ class Spread:
                 for queue, places in groups.items()
             )
         )
-        await self._intents.drop(mark)
+        if not await self._intents.drop(mark):
+            return parts
         # Whoever has begun to do the same may still come, but not for long.
         until = self._nodes.latest + MARKED
         marks = [f"{self._nodes.keys.of(queue)}marks" for queue in groups]
@@ -176,15 +189,10 @@ class Spread:
             both: tuple[Sequence[SettleReply], ClaimReply | None] = reply
             return both
         caller = "" if claim is None else claim.peer
-        settled = await self._changes(
-            *(
-                _claims.settle(
-                    self._at(queue), [settlements[place] for place in places], None, caller=caller
-                )
-                for queue, places in groups.items()
-            )
+        settled = await self._settle_parts(
+            [[settlements[place] for place in places] for places in groups.values()], caller
         )
-        replies = _put_together(len(settlements), groups, [part for part, _ in settled])
+        replies = _put_together(len(settlements), groups, settled)
         if claim is None or not settlements:
             return replies, None if claim is None else await self.claim(claim)
         try:
@@ -193,6 +201,32 @@ class Spread:
             # What was settled is settled. Leases that were granted all the same come back as those
             # of every reply that is lost.
             return replies, ClaimReply(next_in=_AGAIN, now=self._nodes.latest)
+
+    async def _settle_parts(
+        self, parts: Sequence[Sequence[Settlement]], caller: str
+    ) -> list[list[SettleReply]]:
+        """End attempts of several queues.
+
+        Where one of them gives no answer, those of the others are given when the call is repeated.
+        """
+        known: dict[tuple[str, str, int], SettleReply] = {}
+
+        async def settle(part: Sequence[Settlement]) -> list[SettleReply]:
+            replies, _ = await _claims.settle(self._at(part[0].queue), part, None, caller=caller)
+            keys = [(each.queue, each.id, each.token) for each in part]
+            for place, key in enumerate(keys):
+                if replies[place].lost:
+                    replies[place] = self._untold.pop(key, replies[place])
+            known.update(zip(keys, replies, strict=True))
+            return replies
+
+        try:
+            return await self._changes(*map(settle, parts))
+        except (Unavailable, OutcomeUnknown):
+            if len(self._untold) + len(known) > _UNTOLD:
+                self._untold.clear()
+            self._untold |= known
+            raise
 
     async def renew(
         self, leases: Sequence[LeaseRef], lease: float, holder: Holder | None
@@ -206,20 +240,18 @@ class Spread:
             )
         )
         if holder is not None:
-            try:
-                others = [queue for queue in await self.queues() if queue not in groups]
-
-                async def release() -> list[Any]:
-                    places = [self._at(queue) for queue in others]
-                    return await self._changes(
-                        *(_claims.renew(place, [], lease, holder) for place in places)
+            # The next renewal asks for it again; what was extended is what counts.
+            errors = (Unavailable, OutcomeUnknown) if leases else ()
+            with contextlib.suppress(*errors):
+                await self._changes(
+                    *(
+                        self._patience.ask(
+                            queue, partial(_claims.renew, self._at(queue), [], lease, holder)
+                        )
+                        for queue in await self._named()
+                        if queue not in groups
                     )
-
-                await (_soon(release) if leases else release())
-            except (Unavailable, OutcomeUnknown, TimeoutError):
-                # The next renewal asks for it again; what was extended is what counts.
-                if not leases:
-                    raise
+                )
         return _put_together(len(leases), groups, parts)
 
     async def sweep(self, request: SweepRequest) -> SweepReply:
@@ -227,12 +259,21 @@ class Spread:
 
         A node that is down is swept when it is back, the others are swept now.
         """
-        # Before the marks of what was done are forgotten.
-        await self._do_what_is_left()
+        doing = self._doing
+        if doing is None or doing.done():
+            doing = asyncio.create_task(self._do_what_is_left(), name="plugq-redis-intents")
+            self._doing = doing
+        # What takes longer goes on beside the sweeps.
+        await asyncio.wait((doing,), timeout=USUAL)
+        if doing.done() and not doing.cancelled():
+            doing.result()
         places = [self._at(queue) for queue in await self.queues()]
         # A node that hangs holds up no other queue.
         counts = await asyncio.gather(
-            *(_soon(partial(_index.due, place, request)) for place in places),
+            *(
+                self._patience.ask(str(place.queue), partial(_index.due, place, request))
+                for place in places
+            ),
             return_exceptions=True,
         )
         calls = [_index.sweep(self._common, request)]
@@ -358,6 +399,13 @@ class Spread:
             place = self._places[queue] = QueuePlace(self._nodes, self._common, queue)
         return place
 
+    async def _named(self) -> list[str]:
+        """Return the names of all queues, or of those that are known if nobody can tell."""
+        try:
+            return await self._patience.ask("", self.queues)
+        except (Unavailable, OutcomeUnknown):
+            return sorted(self._known)
+
     async def _make_known(self, queues: Iterable[str]) -> None:
         """Put queues on the list before anything is written there."""
         wanted = dict.fromkeys(queues)
@@ -429,42 +477,46 @@ class Spread:
     async def _claim(self, request: ClaimRequest) -> ClaimReply:
         queues = tuple(dict.fromkeys(request.queues))
         await self._make_known(queues)
+        errors: dict[str, BaseException] = {}
         if request.limit > 0:
-            repeated = await self._recall(request, queues) if len(queues) > 1 else None
-            if repeated is not None:
-                return repeated
+            if len(queues) > 1:
+                replies, errors, repeated = await self._recall(request, queues)
+                if repeated:
+                    return _answer(replies, errors)
             self._note_idle(request.peer, queues)
-        replies: list[ClaimReply] = []
-        errors: list[PlugqError] = []
+        replies = []
         left = request.limit
-        for queue in queues:
+        # What can not tell whether it was asked before is left out.
+        for queue in [queue for queue in queues if queue not in errors]:
             try:
                 # Once it is filled it only lets in what is parked.
                 reply = await _claims.claim(self._at(queue), _part(request, queue, left))
             except (Unavailable, OutcomeUnknown) as error:
                 # A node that is down does not stop the queues of the others.
-                errors.append(error)
+                errors[queue] = error
             else:
                 replies.append(reply)
                 left -= len(reply.leases)
-        if not replies and errors:
-            raise max(errors, key=_weight)
-        reply = _joined(replies)
-        if errors:
-            # Nobody will be woken for that queue.
-            soon = _soonest((reply.next_in, _AGAIN))
-            reply = msgspec.structs.replace(reply, next_in=soon)
-        return reply
+        return _answer(replies, errors)
 
-    async def _recall(self, request: ClaimRequest, queues: tuple[str, ...]) -> ClaimReply | None:
-        """Return what this claim was granted before, by whichever queue."""
-        found = await asyncio.gather(
-            *(_claims.recall(self._at(queue), _part(request, queue, 1)) for queue in queues),
-            return_exceptions=True,
-        )
-        # A node that is down can not tell, and does not stop the queues of the others.
-        repeated = [reply for reply in found if isinstance(reply, ClaimReply)]
-        return _joined(repeated) if repeated else None
+    async def _recall(
+        self, request: ClaimRequest, queues: tuple[str, ...]
+    ) -> tuple[list[ClaimReply], dict[str, BaseException], bool]:
+        """Return what this claim was granted before by each queue, and whether by any.
+
+        A node that is down can not tell, and does not stop the queues of the others.
+        """
+        calls = [
+            self._patience.ask(
+                queue, partial(_claims.recall, self._at(queue), _part(request, queue, 1))
+            )
+            for queue in queues
+        ]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        answers = [answer for answer in found if not isinstance(answer, BaseException)]
+        pairs = zip(queues, found, strict=True)
+        errors = {queue: error for queue, error in pairs if isinstance(error, BaseException)}
+        return [reply for reply, _ in answers], errors, any(known for _, known in answers)
 
     def _note_idle(self, peer: str, queues: Iterable[str]) -> None:
         if peer:
@@ -480,16 +532,6 @@ class Spread:
             )
         )
         return _put_together(len(edit.refs), groups, parts)
-
-
-async def _soon(call: Callable[[], Awaitable[T]]) -> T:
-    """Return what a call returns.
-
-    Raises:
-        TimeoutError: it took too long.
-    """
-    async with asyncio.timeout(_PATIENCE):
-        return await call()
 
 
 def _weight(error: BaseException) -> int:
@@ -525,6 +567,18 @@ def _edit_of(edit: JobEdit, places: list[int]) -> JobEdit:
     sequences = tuple([edit.sequences[place] for place in places]) if edit.sequences else ()
     refs = tuple([edit.refs[place] for place in places])
     return msgspec.structs.replace(edit, refs=refs, sequences=sequences)
+
+
+def _answer(replies: Sequence[ClaimReply], errors: dict[str, BaseException]) -> ClaimReply:
+    """Return the reply to a claim of which some queues have told nothing."""
+    if errors and not replies:
+        raise max(errors.values(), key=_weight)
+    reply = _joined(replies)
+    if errors:
+        # Nobody will be woken for them.
+        soon = _soonest((reply.next_in, _AGAIN))
+        reply = msgspec.structs.replace(reply, next_in=soon)
+    return reply
 
 
 def _joined(replies: Sequence[ClaimReply]) -> ClaimReply:

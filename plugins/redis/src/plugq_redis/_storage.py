@@ -86,7 +86,7 @@ class RedisStorage(Lifecycle):
         self._nodes = Nodes(self._target, keys, timeout, context.logger)
         self._verbs: Single | Spread = Single(self._server)
         self._hub = Hub(
-            self._where, self._publish, keys, timeout, context.logger, lost=self._nodes.learn
+            self._where, self._publish, keys, timeout, context.logger, learn=self._nodes.learn
         )
         self._namespace = context.namespace
         self._found: Facts | None = None
@@ -101,6 +101,11 @@ class RedisStorage(Lifecycle):
         if self._found is None:
             raise not_started()
         return facts_of(self._found, self._namespace, self.options.prefix)
+
+    @property
+    def apart(self) -> bool:
+        """Whether queues lie on several nodes, of which one may be down while others are not."""
+        return isinstance(self._verbs, Spread)
 
     async def _start(self) -> None:
         await self._server.open()
@@ -127,6 +132,8 @@ class RedisStorage(Lifecycle):
     async def _stop(self) -> None:
         await self._hub.close()
         await self._nodes.close()
+        if isinstance(self._verbs, Spread):
+            await self._verbs.close()
         await self._server.close()
 
     def _where(self) -> Target:
