@@ -26,8 +26,17 @@ SPOILED = (
     TimeoutError,
 )
 
+_HELD = "other calls held the queue for longer than lock_timeout"
+
+
+class HeldUp(Unavailable):
+    """Nothing happened, since others held a queue of the call for too long."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(f"{server}: {_HELD}")
+
+
 _TEXTS: tuple[tuple[type[Exception], str], ...] = (
-    (_exceptions.LockNotAvailableError, "other calls held the queue for longer than lock_timeout"),
     (
         _exceptions.QueryCanceledError,
         "the call was cancelled, or took longer than statement_timeout",
@@ -74,6 +83,8 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return error
     if getattr(error, "sqlstate", None) == "PQ002":
         return Unavailable(f"{server} has lost queues that it had; try again")
+    if isinstance(error, _exceptions.LockNotAvailableError):
+        return HeldUp(server)
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")

@@ -161,16 +161,17 @@ class Reader:
         """Return the counts of each batch that is not forgotten."""
         database = self._database
         rows = await database.read(
-            f"SELECT s.n, {database.schema}.clock_v1($1, $2) AS now, b.* "
-            "FROM unnest($3::bytea[]) WITH ORDINALITY AS s (name, n) "
-            f"JOIN {database.schema}.batch b ON b.namespace = $1 AND b.name = s.name",
+            f"SELECT s.n, one.now, b.* FROM (SELECT {database.schema}.clock_v1($1, $2) AS now) one "
+            "LEFT JOIN unnest($3::bytea[]) WITH ORDINALITY AS s (name, n) ON true "
+            f"LEFT JOIN {database.schema}.batch b ON b.namespace = $1 AND b.name = s.name",
             database.namespace,
             database.at,
             [name.encode() for name in names],
         )
         found: list[BatchCounts | None] = [None] * len(names)
         for row in rows:
-            if row["expires"] is None or row["expires"] > database.now(row["now"]):
+            now = database.now(row["now"])
+            if row["since"] is not None and (row["expires"] is None or row["expires"] > now):
                 place = row["n"] - 1
                 counts = {str(state): row[state.value] for state in STATES}
                 found[place] = BatchCounts(batch=names[place], counts=counts)
@@ -225,15 +226,16 @@ class Reader:
             # No byte of UTF-8 is 0xFF, so the last one can always be raised.
             below = f"AND r.key < {_value(values, start[:-1] + bytes([start[-1] + 1]))}"
         rows = await database.read(
-            f"SELECT {database.schema}.clock_v1($1, $2) AS now, r.* "
-            f"FROM {database.schema}.register r WHERE r.namespace = $1 AND r.key >= $3 {below} "
+            f"SELECT one.now, r.* FROM (SELECT {database.schema}.clock_v1($1, $2) AS now) one "
+            f"LEFT JOIN {database.schema}.register r ON r.namespace = $1 AND r.key >= $3 {below} "
             "ORDER BY r.key",
             *values,
         )
         return [
             Register(key=row["key"].decode(), version=row["version"], value=row["value"])
             for row in rows
-            if row["expires"] is None or row["expires"] > database.now(row["now"])
+            if row["key"] is not None
+            and (row["expires"] is None or row["expires"] > database.now(row["now"]))
         ]
 
 
