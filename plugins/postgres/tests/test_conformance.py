@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import pytest
 
 from plugq.protocols import PluginContext, Storage
 from plugq.testing import StorageContract
@@ -24,6 +25,8 @@ WORK = """
 """
 
 
+# One of its tests stores 100,000 jobs, which takes its time on a busy machine.
+@pytest.mark.timeout(600)
 class TestPostgres(StorageContract):
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:

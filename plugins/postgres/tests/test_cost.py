@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
@@ -151,6 +151,75 @@ async def _scans(db: asyncpg.Connection, schema: str, *, reads: bool = False) ->
         await asyncio.sleep(0.05)
 
 
+BLOCKS = """
+    SELECT sum(heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit, 0)
+        + coalesce(idx_blks_read, 0))::bigint
+    FROM pg_statio_user_tables WHERE schemaname = 'plugq'
+"""
+
+
+async def _blocks(storage: PostgresStorage) -> int:
+    """Return how many blocks the server has looked at, those of what is dead as well."""
+    pool = storage._database._pool
+    assert pool is not None
+    for holder in pool._holders:
+        if holder.is_connected() and holder.is_idle():
+            await holder._con.fetchval("SELECT pg_stat_force_next_flush()")
+    counted: int = await pool.fetchval(BLOCKS)
+    return counted
+
+
+async def _costs(
+    storage: PostgresStorage,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> dict[str, int]:
+    """Return the least blocks that each verb has looked at."""
+    least: dict[str, int] = {}
+
+    async def of(verb: str, call: Awaitable[Any]) -> Any:
+        before = await _blocks(storage)
+        answer = await call
+        cost = await _blocks(storage) - before
+        least[verb] = min(cost, least.get(verb, cost))
+        return answer
+
+    for _ in range(6):
+        jobs = [new_job() for _ in range(10)]
+        await of("submit", storage.submit(jobs))
+        leases = (await of("claim", storage.claim(claim(10)))).leases
+        refs = [LeaseRef(one.queue, one.id, one.token) for one in leases]
+        await of("renew", storage.renew(refs, lease=30.0))
+        await of("settle", storage.settle([succeeded(lease) for lease in leases]))
+        await of("get", storage.get([JobRef(job.queue, job.id) for job in jobs]))
+        await of("load", storage.load(["k"]))
+        await of("sweep", storage.sweep(SweepRequest()))
+    return least
+
+
+async def test_calls_cost_the_same_however_many_queues_there_are(
+    own_server: Callable[..., AbstractContextManager[Any]],
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    number = int(os.environ.get("COST_QUEUES", "1000"))
+    with own_server("fsync=off", "autovacuum=off") as server:
+        async with open_store(url=server.url, statement_timeout="60s") as storage:
+            db = await asyncpg.connect(server.url)
+            major = db.get_server_version().major
+            await db.close()
+            if major < 15:
+                pytest.skip("older servers count at their leisure")
+            few = await _costs(storage, new_job, claim)
+            for start in range(0, number, 500):
+                await storage.submit([new_job(queue=f"q{start + n}") for n in range(500)])
+            many = await _costs(storage, new_job, claim)
+    print(few, many)  # noqa: T201 - shown where it fails
+    grown = {verb: (few[verb], cost) for verb, cost in many.items() if cost > 2 * few[verb] + 20}
+    assert not grown
+
+
 #: Jobs that have ended, and jobs that are due later, as they lie in the tables.
 ENDED = """
     INSERT INTO plugq.done (seq, place, namespace, queue, task, state, eligible, priority, ready_at,
@@ -169,24 +238,6 @@ DELAYED = """
     FROM (SELECT nextval('plugq.job_sequence') AS n FROM generate_series(1, $1)) s,
         plugq.queue q, plugq.task t WHERE q.name = 'q' LIMIT $1
 """
-
-
-BLOCKS = """
-    SELECT sum(heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit, 0)
-        + coalesce(idx_blks_read, 0))::bigint
-    FROM pg_statio_user_tables WHERE schemaname = 'plugq'
-"""
-
-
-async def _blocks(storage: PostgresStorage) -> int:
-    """Return how many blocks the server has looked at, those of what is dead as well."""
-    pool = storage._database._pool
-    assert pool is not None
-    for holder in pool._holders:
-        if holder.is_connected() and holder.is_idle():
-            await holder._con.fetchval("SELECT pg_stat_force_next_flush()")
-    counted: int = await pool.fetchval(BLOCKS)
-    return counted
 
 
 async def _drain(

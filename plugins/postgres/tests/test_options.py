@@ -72,7 +72,8 @@ async def test_a_user_who_begins_otherwise_is_served(
             calls = (storage.submit([new_job()]) for _ in range(20))
             assert len(await asyncio.gather(*calls)) == 20
     finally:
-        await db.execute(f"DROP ROLE {role}")
+        # It may have been the one that made the tables.
+        await db.execute(f"REASSIGN OWNED BY {role} TO postgres; DROP ROLE {role}")
         await db.close()
 
 

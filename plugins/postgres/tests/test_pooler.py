@@ -126,6 +126,7 @@ async def test_past_the_pooler_a_process_is_woken(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("pooler_url")
 class TestPooler(StorageContract):
     """The whole contract, with what is said on its way past the pooler."""

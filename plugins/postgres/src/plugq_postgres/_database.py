@@ -16,7 +16,7 @@ import asyncpg
 
 from plugq import failpoints
 from plugq.errors import ConfigError, Unavailable
-from plugq_postgres._faults import AGAIN, SPOILED, HeldUp, fault, unusable
+from plugq_postgres._faults import AGAIN, SPOILED, fault, held_up, unusable
 from plugq_postgres._migrations import NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, quoted, shown
 from plugq_postgres._turns import Turns
@@ -358,7 +358,7 @@ class Database:
                 async with asyncio.timeout(self._lock):
                     await stack.enter_async_context(self._turns.at(queues))
             except TimeoutError:
-                raise HeldUp(self.server) from None
+                raise held_up(self.server) from None
             return await self._with_tries(run, writes=writes)
 
     async def _with_tries(self, run: Callable[[Any], Awaitable[T]], *, writes: bool) -> T:

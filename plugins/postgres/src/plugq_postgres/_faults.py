@@ -26,14 +26,9 @@ SPOILED = (
     TimeoutError,
 )
 
-_HELD = "other calls held the queue for longer than lock_timeout"
-
 
 class HeldUp(Unavailable):
     """Nothing happened, since others held a queue of the call for too long."""
-
-    def __init__(self, server: str) -> None:
-        super().__init__(f"{server}: {_HELD}")
 
 
 _TEXTS: tuple[tuple[type[Exception], str], ...] = (
@@ -84,7 +79,7 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     if getattr(error, "sqlstate", None) == "PQ002":
         return Unavailable(f"{server} has lost queues that it had; try again")
     if isinstance(error, _exceptions.LockNotAvailableError):
-        return HeldUp(server)
+        return held_up(server)
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")
@@ -97,6 +92,11 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     if isinstance(error, asyncpg.DataError):
         return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
+
+
+def held_up(server: str) -> HeldUp:
+    """Return what its caller gets when others held a queue for too long."""
+    return HeldUp(f"{server}: other calls held the queue for longer than lock_timeout")
 
 
 def unusable(error: BaseException, server: str, url: str) -> Exception:

@@ -60,7 +60,11 @@ _LOOK = """
 """
 #: A pooler makes up the number that it tells its clients; the server's own is looked up.
 _SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-_SEND = "SELECT pg_notify(c, p) FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n (c, p, i)"
+#: What is said is a hint: nobody waits until the disk has it.
+_SEND = (
+    "WITH s AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS off) "
+    "SELECT pg_notify(c, p), s.off FROM s, unnest($1::text[], $2::text[]) AS n (c, p)"
+)
 
 
 class Hub:

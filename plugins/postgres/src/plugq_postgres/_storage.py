@@ -128,13 +128,15 @@ class PostgresStorage(Lifecycle):
         queues = frozenset(job.queue for job in jobs)
         gathering = self._submissions.get(queues)
         if gathering is None:
-            gathering = Gathering(self._submit_all, self._database.spawn, len, _MOST_JOBS)
+            gathering = Gathering(
+                self._submit_all,
+                self._database.spawn,
+                len,
+                _MOST_JOBS,
+                lambda: self._submissions.pop(queues, None),
+            )
             self._submissions[queues] = gathering
-        try:
-            return await gathering.call(jobs)
-        finally:
-            if gathering.idle and self._submissions.get(queues) is gathering:
-                del self._submissions[queues]
+        return await gathering.call(jobs)
 
     async def _submit_all(
         self, calls: Sequence[Sequence[NewJob]]
