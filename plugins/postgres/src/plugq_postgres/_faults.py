@@ -27,8 +27,12 @@ SPOILED = (
     TimeoutError,
 )
 
+
+class HeldUp(Unavailable):
+    """Nothing happened, since others held a queue of the call for too long."""
+
+
 _TEXTS: tuple[tuple[type[Exception], str], ...] = (
-    (_exceptions.LockNotAvailableError, "other calls held the queue for longer than lock_timeout"),
     (
         _exceptions.QueryCanceledError,
         "the call was cancelled, or took longer than statement_timeout",
@@ -75,6 +79,8 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return error
     if getattr(error, "sqlstate", None) == "PQ002":
         return Unavailable(f"{server} has lost queues that it had; try again")
+    if isinstance(error, _exceptions.LockNotAvailableError):
+        return held_up(server)
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")
@@ -87,6 +93,11 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     if isinstance(error, asyncpg.DataError):
         return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
+
+
+def held_up(server: str) -> HeldUp:
+    """Return what its caller gets when others held a queue for too long."""
+    return HeldUp(f"{server}: other calls held the queue for longer than lock_timeout")
 
 
 def unusable(error: BaseException, server: str, url: str, schema: str) -> Exception:
