@@ -484,7 +484,7 @@ class Spread:
                 if repeated:
                     return _answer(replies, errors)
             self._note_idle(request.peer, queues)
-        replies = []
+        replies: list[ClaimReply] = []
         left = request.limit
         # What can not tell whether it was asked before is left out.
         for queue in [queue for queue in queues if queue not in errors]:
