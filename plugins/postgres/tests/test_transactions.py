@@ -230,7 +230,8 @@ async def test_after_the_commit_as_many_are_woken_as_there_are_jobs(
             await storage.claim(claim(1, worker=watch.peer, peer=watch.peer))
         heard: asyncio.Queue[str] = asyncio.Queue()
         channel = storage._hub._channel
-        await ear.add_listener(channel, lambda *said: heard.put_nowait(said[3]))
+        for each in (channel, "test_end"):
+            await ear.add_listener(each, lambda *said: heard.put_nowait(said[3]))
         transaction = db.transaction()
         await transaction.start()
         await storage.submit_within(db, [new_job("gone")])
