@@ -17,8 +17,9 @@ import asyncpg
 
 from plugq import failpoints
 from plugq.errors import ConfigError, Unavailable
+from plugq_postgres._deadline import cut_off
 from plugq_postgres._faults import AGAIN, SPOILED, fault, unusable
-from plugq_postgres._migrations import NEEDED, migrate, schema_version
+from plugq_postgres._migrations import LONGEST, NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, quoted, shown
 from plugq_postgres._turns import Turns
 from plugq_postgres._upkeep import Found, look
@@ -162,21 +163,28 @@ class Database:
                 max_inactive_connection_lifetime=60.0,
                 **self.settings(),
             )
-            async with asyncio.timeout(2 * self._connecting + 60):
-                if self._theirs is None:
-                    await self._pool
-                db = await self._pool.acquire(timeout=self._connecting)
-                try:
+            if self._theirs is None:
+                await self._pool
+            db = await self._pool.acquire(timeout=self._connecting)
+            try:
+                with cut_off(db, self.deadline):
+                    version = await self._look_at(db)
+                if version < NEEDED:
+                    # Another process may be at it for a while.
+                    with cut_off(db, LONGEST):
+                        await migrate(db, self._options.schema)
+                with cut_off(db, self.deadline):
                     await self._prepare(db)
-                finally:
-                    await self._pool.release(db)
+            finally:
+                await self._pool.release(db, timeout=self._connecting)
         except (ConfigError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - start() raises what it means
             raise unusable(error, self.server, self._options.url, self._options.schema) from None
         self._open = True
 
-    async def _prepare(self, db: Any) -> None:
+    async def _look_at(self, db: Any) -> int:
+        """Return the version of the schema, if the storage can work on this server."""
         version = int(await db.fetchval("SELECT current_setting('server_version_num')"))
         if version < _OLDEST:
             message = f"storage.url: {self.server} is older than PostgreSQL 13; upgrade it"
@@ -196,14 +204,17 @@ class Database:
         level = logging.WARNING if keeps.warning else logging.INFO
         self._logger.log(level, "%s: %s", self.server, keeps.text)
         schema = self._options.schema
-        if self._options.migrate:
-            await migrate(db, schema)
-        elif await schema_version(db, schema) < NEEDED:
+        there = await schema_version(db, schema)
+        if there < NEEDED and not self._options.migrate:
             message = (
                 f"storage.schema: {schema!r} lacks tables; run plugq migrate, or leave "
                 "storage.migrate on"
             )
             raise ConfigError(message)
+        return there
+
+    async def _prepare(self, db: Any) -> None:
+        schema = self._options.schema
         missing = await db.fetch(_MISSING, schema)
         if missing:
             names = ", ".join(row["name"] for row in missing[:3])
@@ -368,7 +379,7 @@ class Database:
         except Exception as error:  # noqa: BLE001 - the caller gets what it means
             raise fault(error, self.server) from None
         try:
-            async with asyncio.timeout(self.deadline):
+            with cut_off(db, self.deadline):
                 return await run(db)
         except AGAIN:
             raise

@@ -262,8 +262,9 @@ class Hub:
         self._event_parts.clear()
         try:
             db.add_termination_listener(lambda _: lost.set())
-            await db.add_listener(self._channel, self._hear_letter)
-            await db.add_listener(self._events_channel, self._hear_events)
+            async with asyncio.timeout(self._database.deadline):
+                await db.add_listener(self._channel, self._hear_letter)
+                await db.add_listener(self._events_channel, self._hear_events)
             self._db, self._pid = db, db.get_server_pid()
             async with self._turn:
                 if self._watches:
