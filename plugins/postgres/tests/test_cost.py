@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from plugq.job import JobRef, Outcome
+from plugq.job import AttemptRecord, JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
     ClaimRequest,
     Lease,
@@ -306,3 +306,38 @@ async def test_what_is_stored_and_what_has_gone_through_costs_a_claim_nothing(
     print(f"a claim: {times}, {blocks} blocks; {rate:.0f} jobs/s")  # noqa: T201
     assert blocks[1] < 1.5 * blocks[0]
     assert blocks[3] < 1.5 * blocks[0]
+
+
+async def test_what_an_operator_does_to_many_jobs_costs_as_many_round_trips_as_for_one(
+    open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    """Restoring with histories, tokens and many queues, and retrying with keys and batches."""
+    failure = AttemptRecord(attempt=1, code="error", type="E", message="m")
+
+    def records(mark: str, count: int) -> list[JobRecord]:
+        return [
+            JobRecord(
+                queue=f"q{n % 20}",
+                id=f"{mark}{n}",
+                task="t",
+                state=JobState.FAILED if n % 2 else JobState.QUEUED,
+                sequence=0,
+                token=n,
+                history=(failure, failure),
+                body=b"{}",
+            )
+            for n in range(count)
+        ]
+
+    async with open_store() as storage:
+        # Once before, so that all queues have their numbers.
+        await storage.restore(records("first", 200))
+        sent = counted(storage)
+        await storage.restore(records("few", 2))
+        few = len(sent)
+        sent.clear()
+        await storage.restore(records("many", 200))
+        assert len(sent) <= few, sent
+        (job,) = await storage.get([JobRef("q3", "many3")])
+        assert job is not None
+        assert [(one.code, one.message) for one in job.history] == [("error", "m")] * 2
