@@ -21,11 +21,12 @@ from plugq.protocols import (
     LeaseRef,
     NewJob,
     Settlement,
+    SubmitStatus,
     SweepRequest,
     UniqueKey,
     UniqueMode,
 )
-from plugq.protocols.edits import Cancel, Purge, Redrive
+from plugq.protocols.edits import Cancel, EditStatus, Purge, Redrive
 from plugq_postgres import PostgresStorage, migration_sql
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
@@ -341,3 +342,34 @@ async def test_what_an_operator_does_to_many_jobs_costs_as_many_round_trips_as_f
         (job,) = await storage.get([JobRef("q3", "many3")])
         assert job is not None
         assert [(one.code, one.message) for one in job.history] == [("error", "m")] * 2
+
+        async def failed(mark: str, count: int) -> tuple[JobRef, ...]:
+            ids = [f"{mark}{n}" for n in range(count)]
+            jobs = [
+                new_job(
+                    id_,
+                    batch=f"b{n % 3}",
+                    unique=UniqueKey(UniqueMode.UNTIL_FINISHED, id_),
+                    lane="x",
+                )
+                for n, id_ in enumerate(ids)
+            ]
+            await storage.submit(jobs)
+            refs = tuple(JobRef("q", id_) for id_ in ids)
+            await storage.edit(Cancel(refs))
+            return refs
+
+        one, many = await failed("one", 1), await failed("hundred", 100)
+        sent.clear()
+        await storage.edit(Redrive(one))
+        few = len(sent)
+        sent.clear()
+        assert {reply.status for reply in await storage.edit(Redrive(many))} == {EditStatus.DONE}
+        assert len(sent) <= few, sent
+        (counts,) = await storage.batches(["b1"])
+        assert counts is not None
+        assert (counts.counts["queued"], counts.counts["cancelled"]) == (33, 0)
+        (other,) = await storage.submit(
+            [new_job(unique=UniqueKey(UniqueMode.UNTIL_FINISHED, "one0"))]
+        )
+        assert other.status is SubmitStatus.DUPLICATE
