@@ -75,6 +75,8 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return error
     if getattr(error, "sqlstate", None) == "PQ002":
         return Unavailable(f"{server} has lost queues that it had; try again")
+    if isinstance(error, _exceptions.ProgramLimitExceededError):
+        return InvalidJob(f"a name is too long for PostgreSQL; shorten it: {_line(error)}")
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")
@@ -97,6 +99,12 @@ def unusable(error: BaseException, server: str, url: str, schema: str) -> Except
         return ConfigError(
             f"storage.schema: {server} refuses: {_line(error)}; let somebody who may run "
             f"plugq migrate, and then {grants(schema)}"
+        )
+    if isinstance(error, _exceptions.ProgramLimitExceededError):
+        return ConfigError("namespace: it is too long for PostgreSQL; shorten it")
+    if isinstance(error, _exceptions.LockNotAvailableError):
+        return Unavailable(
+            f"{server}: another process has the schema {schema!r} for itself; try again"
         )
     return fault(error, server)
 

@@ -60,11 +60,12 @@ _FORGET = (
     f"WITH r AS ({_forgotten('register', 'namespace, key', 'expires')} RETURNING 1), "
     f"u AS ({_forgotten('unique_key', 'queue, key', 'until', of_queues=True)} RETURNING 1), "
     f"b AS ({_forgotten('budget', 'queue, kind, lane', 'expires', of_queues=True)} RETURNING 1), "
-    f"c AS ({_forgotten('claimed', 'namespace, worker, number', 'until')}), "
-    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')}), "
+    f"c AS ({_forgotten('claimed', 'namespace, worker, number', 'until')} RETURNING 1), "
+    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')} RETURNING 1), "
     "p AS (DELETE FROM peer WHERE namespace = $1 AND NOT alive_v1(pid)), "
     "l AS (DELETE FROM listener WHERE namespace = $1 AND NOT alive_v1(pid)) "
-    "SELECT greatest((SELECT count(*) FROM r), (SELECT count(*) FROM u), (SELECT count(*) FROM b))"
+    "SELECT greatest((SELECT count(*) FROM r), (SELECT count(*) FROM u), (SELECT count(*) FROM b), "
+    "(SELECT count(*) FROM c), (SELECT count(*) FROM t))"
 )
 _IDLE = (
     "SELECT s.id, count(*) FROM (SELECT unnest(p.queues) AS id FROM peer p "
