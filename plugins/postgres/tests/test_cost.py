@@ -14,19 +14,22 @@ from typing import Any
 import asyncpg
 import pytest
 
+from plugq.broker.budgets import Budgets
 from plugq.job import AttemptRecord, JobRecord, JobRef, JobState, Outcome
+from plugq.limiters import RateLimiter, RateOptions, pack_limits
 from plugq.protocols import (
     ClaimRequest,
     Lease,
     LeaseRef,
     NewJob,
+    PluginContext,
     Settlement,
     SubmitStatus,
     SweepRequest,
     UniqueKey,
     UniqueMode,
 )
-from plugq.protocols.edits import Cancel, EditStatus, Purge, Redrive
+from plugq.protocols.edits import Cancel, Configure, EditStatus, Purge, QueueSettings, Redrive
 from plugq_postgres import PostgresStorage, migration_sql
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
@@ -84,6 +87,36 @@ async def test_calls_that_gather_share_a_round_trip(
         sent = counted(storage)
         await asyncio.gather(*(storage.submit([new_job()]) for _ in range(200)))
         assert len(sent) <= 3, sent
+
+
+async def test_a_claim_of_a_limited_queue_holds_it_for_seven_round_trips(
+    open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., ClaimRequest]
+) -> None:
+    """However many lanes its jobs have; the first two open the transaction."""
+    options = RateOptions(limit=100_000, per=1.0)
+    limits = pack_limits([("rate", {"limit": 100_000, "per": 1.0})])
+    context = PluginContext(namespace="x")
+    for settings in (
+        QueueSettings(queue="q", limits=limits),
+        QueueSettings(queue="q", limits=limits, lane_limits=limits),
+    ):
+        async with open_store(namespace=uuid.uuid4().hex) as storage:
+            await storage.edit(Configure((settings,)))
+            await storage.submit([new_job(lane=f"lane-{n}") for n in range(50)])
+            budgets = Budgets(lambda _: RateLimiter(options, context))
+            sent = counted(storage)
+            taken, costs = 0, []
+            # A grant is too old for a claim that is served late.
+            while taken < 30:
+                sent.clear()
+                asked = time.monotonic()
+                request = budgets.prepare(claim(10), asked)
+                reply = await storage.claim(request)
+                budgets.learn(request, reply, asked, time.monotonic())
+                taken += len(reply.leases)
+                costs.append(len(sent))
+            # The first one found out that the queue is limited, by a call of its own.
+            assert max(costs[1:]) <= 9, sent
 
 
 @pytest.mark.parametrize("pinned", [True, False])
