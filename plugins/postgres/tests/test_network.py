@@ -173,3 +173,12 @@ async def test_a_start_ends_while_everything_is_swallowed(
                 async with through(open_store, url):
                     pass
             assert between.swallowed.is_set()
+
+
+async def test_a_watch_is_told_that_nothing_can_be_heard(server_url: str, open_store: Open) -> None:
+    async with _network(server_url) as (between, url), through(open_store, url) as storage:
+        between.until = b"LISTEN"
+        watch = storage.watch("p")
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            await anext(watch)
+        assert between.swallowed.is_set()

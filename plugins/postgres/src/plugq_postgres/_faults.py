@@ -73,10 +73,10 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     """
     if isinstance(error, PlugqError):
         return error
-    if getattr(error, "sqlstate", None) == "PQ002":
-        return Unavailable(f"{server} has lost queues that it had; try again")
     if isinstance(error, _exceptions.ProgramLimitExceededError):
         return InvalidJob(f"a name is too long for PostgreSQL; shorten it: {_line(error)}")
+    if getattr(error, "sqlstate", None) == "PQ002":
+        return Unavailable(f"{server} has lost queues that it had; try again")
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")

@@ -256,15 +256,15 @@ class Hub:
         """Connect, make everybody known again, and return when the connection is lost."""
         settings = self._database.settings()
         settings["dsn"] = self._options.listen_url or self._options.url
+        settings["command_timeout"] = self._database.deadline
         db = await asyncpg.connect(**settings)
         lost = asyncio.Event()
         self._letter_parts.clear()
         self._event_parts.clear()
         try:
             db.add_termination_listener(lambda _: lost.set())
-            async with asyncio.timeout(self._database.deadline):
-                await db.add_listener(self._channel, self._hear_letter)
-                await db.add_listener(self._events_channel, self._hear_events)
+            await db.add_listener(self._channel, self._hear_letter)
+            await db.add_listener(self._events_channel, self._hear_events)
             self._db, self._pid = db, db.get_server_pid()
             async with self._turn:
                 if self._watches:
