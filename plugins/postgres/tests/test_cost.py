@@ -14,18 +14,22 @@ from typing import Any
 import asyncpg
 import pytest
 
-from plugq.job import JobRef, Outcome
+from plugq.broker.budgets import Budgets
+from plugq.job import AttemptRecord, JobRecord, JobRef, JobState, Outcome
+from plugq.limiters import RateLimiter, RateOptions, pack_limits
 from plugq.protocols import (
     ClaimRequest,
     Lease,
     LeaseRef,
     NewJob,
+    PluginContext,
     Settlement,
+    SubmitStatus,
     SweepRequest,
     UniqueKey,
     UniqueMode,
 )
-from plugq.protocols.edits import Cancel, Purge, Redrive
+from plugq.protocols.edits import Cancel, Configure, EditStatus, Purge, QueueSettings, Redrive
 from plugq_postgres import PostgresStorage, migration_sql
 
 Open = Callable[..., AbstractAsyncContextManager[PostgresStorage]]
@@ -83,6 +87,36 @@ async def test_calls_that_gather_share_a_round_trip(
         sent = counted(storage)
         await asyncio.gather(*(storage.submit([new_job()]) for _ in range(200)))
         assert len(sent) <= 3, sent
+
+
+async def test_a_claim_of_a_limited_queue_holds_it_for_seven_round_trips(
+    open_store: Open, new_job: Callable[..., NewJob], claim: Callable[..., ClaimRequest]
+) -> None:
+    """However many lanes its jobs have; the first two open the transaction."""
+    options = RateOptions(limit=100_000, per=1.0)
+    limits = pack_limits([("rate", {"limit": 100_000, "per": 1.0})])
+    context = PluginContext(namespace="x")
+    for settings in (
+        QueueSettings(queue="q", limits=limits),
+        QueueSettings(queue="q", limits=limits, lane_limits=limits),
+    ):
+        async with open_store(namespace=uuid.uuid4().hex) as storage:
+            await storage.edit(Configure((settings,)))
+            await storage.submit([new_job(lane=f"lane-{n}") for n in range(50)])
+            budgets = Budgets(lambda _: RateLimiter(options, context))
+            sent = counted(storage)
+            taken, costs = 0, []
+            # A grant is too old for a claim that is served late.
+            while taken < 30:
+                sent.clear()
+                asked = time.monotonic()
+                request = budgets.prepare(claim(10), asked)
+                reply = await storage.claim(request)
+                budgets.learn(request, reply, asked, time.monotonic())
+                taken += len(reply.leases)
+                costs.append(len(sent))
+            # The first one found out that the queue is limited, by a call of its own.
+            assert max(costs[1:]) <= 9, sent
 
 
 @pytest.mark.parametrize("pinned", [True, False])
@@ -306,3 +340,69 @@ async def test_what_is_stored_and_what_has_gone_through_costs_a_claim_nothing(
     print(f"a claim: {times}, {blocks} blocks; {rate:.0f} jobs/s")  # noqa: T201
     assert blocks[1] < 1.5 * blocks[0]
     assert blocks[3] < 1.5 * blocks[0]
+
+
+async def test_what_an_operator_does_to_many_jobs_costs_as_many_round_trips_as_for_one(
+    open_store: Open, new_job: Callable[..., NewJob]
+) -> None:
+    """Restoring with histories, tokens and many queues, and retrying with keys and batches."""
+    failure = AttemptRecord(attempt=1, code="error", type="E", message="m")
+
+    def records(mark: str, count: int) -> list[JobRecord]:
+        return [
+            JobRecord(
+                queue=f"q{n % 20}",
+                id=f"{mark}{n}",
+                task="t",
+                state=JobState.FAILED if n % 2 else JobState.QUEUED,
+                sequence=0,
+                token=n,
+                history=(failure, failure),
+                body=b"{}",
+            )
+            for n in range(count)
+        ]
+
+    async with open_store() as storage:
+        # Once before, so that all queues have their numbers.
+        await storage.restore(records("first", 200))
+        sent = counted(storage)
+        await storage.restore(records("few", 2))
+        few = len(sent)
+        sent.clear()
+        await storage.restore(records("many", 200))
+        assert len(sent) <= few, sent
+        (job,) = await storage.get([JobRef("q3", "many3")])
+        assert job is not None
+        assert [(one.code, one.message) for one in job.history] == [("error", "m")] * 2
+
+        async def failed(mark: str, count: int) -> tuple[JobRef, ...]:
+            ids = [f"{mark}{n}" for n in range(count)]
+            jobs = [
+                new_job(
+                    id_,
+                    batch=f"b{n % 3}",
+                    unique=UniqueKey(UniqueMode.UNTIL_FINISHED, id_),
+                    lane="x",
+                )
+                for n, id_ in enumerate(ids)
+            ]
+            await storage.submit(jobs)
+            refs = tuple(JobRef("q", id_) for id_ in ids)
+            await storage.edit(Cancel(refs))
+            return refs
+
+        one, many = await failed("one", 1), await failed("hundred", 100)
+        sent.clear()
+        await storage.edit(Redrive(one))
+        few = len(sent)
+        sent.clear()
+        assert {reply.status for reply in await storage.edit(Redrive(many))} == {EditStatus.DONE}
+        assert len(sent) <= few, sent
+        (counts,) = await storage.batches(["b1"])
+        assert counts is not None
+        assert (counts.counts["queued"], counts.counts["cancelled"]) == (33, 0)
+        (other,) = await storage.submit(
+            [new_job(unique=UniqueKey(UniqueMode.UNTIL_FINISHED, "one0"))]
+        )
+        assert other.status is SubmitStatus.DUPLICATE

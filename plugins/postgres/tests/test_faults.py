@@ -12,15 +12,18 @@ from typing import Any
 import asyncpg
 import pytest
 
-from plugq.errors import ConfigError, OutcomeUnknown, PlugqError, Unavailable
+from plugq.errors import ConfigError, InvalidJob, OutcomeUnknown, PlugqError, Unavailable
 from plugq.job import JobRecord, JobRef, JobState, Outcome
 from plugq.protocols import (
+    ClaimRequest,
     LeaseRef,
     NewJob,
     PluginContext,
+    RegisterChange,
     RenewReply,
     Resync,
     Settlement,
+    SweepRequest,
     Wake,
 )
 from plugq.protocols.edits import Cancel, EditStatus
@@ -49,6 +52,85 @@ async def test_a_lock_of_somebody_else_holds_up_its_queue_alone(
             assert "lock_timeout" in str(held)
             assert not isinstance(free, BaseException)
             await storage.submit([new_job(queue="held")])
+    finally:
+        await db.close()
+
+
+async def test_a_name_too_long_for_an_index_is_refused_and_harms_no_other(
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    long = "".join(chr(0x4E00 + int.from_bytes(os.urandom(2)) % 20_000) for _ in range(4_000))
+    async with open_store() as storage:
+        await storage.submit([new_job()])
+        calls = [[new_job("a")], [new_job(lane=long)], [new_job("b")]]
+        found = await asyncio.gather(*map(storage.submit, calls), return_exceptions=True)
+        assert [isinstance(one, BaseException) for one in found] == [False, True, False]
+        assert isinstance(found[1], InvalidJob)
+        assert "too long" in str(found[1])
+        with pytest.raises(InvalidJob, match="too long"):
+            await storage.claim(claim(1, worker=long))
+        with pytest.raises(InvalidJob, match="too long"):
+            await storage.swap([RegisterChange(key=long, expect=0, value=b"")])
+        await storage.submit([new_job("c")])
+    with pytest.raises(ConfigError, match="namespace: it is too long"):
+        async with open_store(namespace=long):
+            pass
+
+
+async def test_a_start_waits_for_another_one_that_migrates(
+    server_url: str, open_store: Open
+) -> None:
+    """For longer than calls wait for each other."""
+    schema = f"slow_{uuid.uuid4().hex[:12]}"
+    db, holder = await asyncpg.connect(server_url), await asyncpg.connect(server_url)
+    await holder.execute("SELECT pg_advisory_lock(x'706c6771'::bigint)")
+
+    async def start() -> None:
+        async with open_store(schema=schema, statement_timeout="50ms", lock_timeout="50ms"):
+            pass
+
+    starting = asyncio.ensure_future(start())
+    try:
+        while not starting.done() and not await db.fetchval(WAITS):
+            await asyncio.sleep(0.02)
+        await holder.execute("SELECT pg_advisory_unlock_all()")
+        await starting
+    finally:
+        await holder.close()
+        await db.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        await db.close()
+
+
+#: Whether a session has waited for the lock of those who migrate for long enough.
+WAITS = """
+    SELECT EXISTS (SELECT 1 FROM pg_stat_activity
+        WHERE wait_event = 'advisory' AND clock_timestamp() - query_start > '300ms')
+"""
+
+
+async def test_what_sweeps_forget_counts_as_more_to_do(
+    server_url: str,
+    open_store: Open,
+    new_job: Callable[..., NewJob],
+    claim: Callable[..., ClaimRequest],
+) -> None:
+    """Otherwise claims that were granted would be remembered for longer than they are needed."""
+    db = await asyncpg.connect(server_url)
+    try:
+        async with open_store() as storage:
+            await storage.submit([new_job()])
+            namespace = storage._database.namespace
+            await db.execute(
+                "INSERT INTO plugq.claimed SELECT $1, 'w', n, 1 FROM generate_series(1, 25) AS n",
+                namespace,
+            )
+            assert [
+                (await storage.sweep(SweepRequest(limit=10))).next_in == 0.0 for _ in range(3)
+            ] == [True, True, False]
+            left = "SELECT count(*) FROM plugq.claimed WHERE namespace = $1"
+            assert await db.fetchval(left, namespace) == 0
     finally:
         await db.close()
 

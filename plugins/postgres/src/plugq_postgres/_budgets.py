@@ -10,24 +10,11 @@ from plugq.protocols.storage import Spent
 from plugq_postgres._rows import columns, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from plugq.protocols.storage import ClaimRequest
     from plugq_postgres._transaction import Transaction
 
-_LOAD = (
-    "SELECT b.kind, b.lane, b.version, b.state "
-    "FROM unnest($2::smallint[], $3::bytea[]) AS s (kind, lane) "
-    "JOIN budget b ON b.queue = $1 AND b.kind = s.kind AND b.lane = s.lane WHERE b.expires > $4"
-)
-_STORE = (
-    "INSERT INTO budget AS b (namespace, queue, kind, lane, version, state, expires) "
-    "SELECT $6, $1, s.kind, s.lane, nextval('version_sequence'), s.state, s.expires "
-    "FROM unnest($2::smallint[], $3::bytea[], $4::bytea[], $5::float8[]) "
-    "AS s (kind, lane, state, expires) "
-    "ON CONFLICT (queue, kind, lane) DO UPDATE SET version = excluded.version, "
-    "state = excluded.state, expires = excluded.expires RETURNING kind, lane, version"
-)
 _PARK_LANE = (
     "INSERT INTO lane (namespace, queue, name, running, parked_until) "
     "SELECT $4, $1, s.lane, 0, s.until "
@@ -45,96 +32,116 @@ _FORGET = (
 )
 
 
-class Budgeting:
-    """What one claim spends, and what it would take if it had budgets."""
+class Spending:
+    """What one claim may start in one limited queue, and what that costs its budgets."""
 
-    def __init__(self, tx: Transaction, request: ClaimRequest) -> None:
-        self._tx = tx
-        self._request = request
-        self.wants: list[Want] = []
-        self.spent: list[Spent] = []
-        #: Whether another claimer should be woken for the queue that was served last.
-        self.more = False
+    def __init__(
+        self, request: ClaimRequest, name: str, queue: Any, now: float, *, left: int
+    ) -> None:
+        self.name = name
+        self.queue = queue
+        self.limited = Limited(bool(queue["limits"]), bool(queue["lane_limits"]))
+        self.budgets = usable(request.grants, name, queue["revision"], now, self.limited)
+        self.picked: list[int] = []
+        self._now = now
+        self._left = left
+        self._states: dict[str | None, LimitState] = {}
+        self._allowance: Allowance | None = None
 
-    async def spend(
-        self,
-        name: str,
-        queue: Any,
-        rows: Sequence[tuple[int, bytes | None]],
-        left: int,
-        room: int,
-    ) -> list[int]:
-        """Return which of the first jobs of a queue its budgets let start, and spend these."""
-        if not rows:
-            return []
-        tx = self._tx
-        limited = Limited(bool(queue["limits"]), bool(queue["lane_limits"]))
-        budgets = usable(self._request.grants, name, queue["revision"], tx.now, limited)
-        states = await _states(tx, queue["id"], budgets)
+    @property
+    def lanes(self) -> list[bytes] | None:
+        """The lanes whose states are asked for beside those of the jobs."""
+        if not self.limited.lanes:
+            return None
+        return [lane.encode() for lane in self.budgets if lane is not None]
+
+    def choose(self, survey: Any, jobs: Sequence[tuple[int, bytes | None]]) -> None:
+        """Judge the first jobs of the queue in their order."""
+        if not jobs:
+            return
+        stored = (survey[column] or () for column in ("b_lanes", "b_versions", "b_states"))
+        for name, version, state in zip(*stored, strict=True):
+            self._states[text(name)] = LimitState(text(name), version, state)
         current = {
             lane: budget
-            for lane, budget in budgets.items()
-            if budget.expect == states[lane].version
+            for lane, budget in self.budgets.items()
+            if budget.expect == self._state(lane).version
         }
-        allowance = Allowance(current, limited, tx.now, left=left, room=room)
-        picked = []
-        for seq, lane in rows:
+        allowance = self._allowance = Allowance(
+            current, self.limited, self._now, left=self._left, room=survey["room"]
+        )
+        for seq, name in jobs:
             if allowance.done:
                 break
-            if allowance.take(text(lane)):
-                picked.append(seq)
-        await self._write(name, queue["id"], allowance)
-        self.more = allowance.more
-        if ready := allowance.wanted:
-            wanted = await _states(tx, queue["id"], allowance.named)
-            self.wants.append(
-                Want(
-                    queue=name,
-                    revision=queue["revision"],
-                    limits=queue["limits"],
-                    lane_limits=queue["lane_limits"],
-                    ready=ready,
-                    states=tuple(wanted.values()),
-                ),
-            )
-        tx.taken(queue["id"], allowance.left)
-        return picked
+            if allowance.take(text(name)):
+                self.picked.append(seq)
 
-    async def _write(self, name: str, queue: int, allowance: Allowance) -> None:
-        tx = self._tx
-        used = {_key(use.lane): use for use in allowance.used}
-        if used:
-            tx.changed.add(queue)
-            rows = [(*key, use.state, tx.now + use.ttl) for key, use in used.items()]
-            stored = await tx.db.fetch(_STORE, queue, *columns(rows, 4), tx.namespace)
-            versions = {(row["kind"], row["lane"]): row["version"] for row in stored}
-            for key, use in used.items():
-                state = LimitState(use.lane, versions[key], use.state)
-                self.spent.append(Spent(name, use.starts, state))
-        parked = dict(allowance.parked)
+    def _state(self, lane: str | None) -> LimitState:
+        """Return a state, with version 0 where there is none."""
+        return self._states.get(lane) or LimitState(lane, 0, None)
+
+    @property
+    def used(self) -> list[tuple[int, bytes, bytes | None, float]]:
+        """What is stored of the budgets of which something was taken."""
+        if self._allowance is None:
+            return []
+        return [(*_key(use.lane), use.state, self._now + use.ttl) for use in self._allowance.used]
+
+    @property
+    def left(self) -> int:
+        """How many of the ready jobs are left to this claimer."""
+        return 0 if self._allowance is None else self._allowance.left
+
+    @property
+    def more(self) -> bool:
+        """Whether another claimer should be woken for the queue."""
+        return self._allowance is not None and self._allowance.more
+
+    async def park(self, tx: Transaction) -> None:
+        """Park what has used up its budgets."""
+        if self._allowance is None:
+            return
+        number = self.queue["id"]
+        parked = dict(self._allowance.parked)
         if None in parked:
-            await park_queue(tx, queue, parked.pop(None))
+            await park_queue(tx, number, parked.pop(None))
         if parked:
-            tx.changed.add(queue)
+            tx.changed.add(number)
             lanes = [(lane.encode(), until) for lane, until in parked.items() if lane is not None]
-            await tx.db.execute(_PARK_LANE, queue, *columns(lanes, 2), tx.namespace)
-            await tx.repair((queue, lane) for lane, _ in lanes)
+            await tx.db.execute(_PARK_LANE, number, *columns(lanes, 2), tx.namespace)
+            await tx.repair((number, lane) for lane, _ in lanes)
+
+    def stored(self, versions: Sequence[int]) -> list[Spent]:
+        """Learn the versions of what was stored; return what was spent."""
+        if self._allowance is None:
+            return []
+        spent = []
+        for use, version in zip(self._allowance.used, versions, strict=True):
+            state = LimitState(use.lane, version, use.state)
+            if self._now + use.ttl > self._now:
+                self._states[use.lane] = state
+            else:
+                self._states.pop(use.lane, None)
+            spent.append(Spent(self.name, use.starts, state))
+        return spent
+
+    @property
+    def want(self) -> Want | None:
+        """What the claim would take if it had budgets."""
+        if self._allowance is None or not (ready := self._allowance.wanted):
+            return None
+        return Want(
+            queue=self.name,
+            revision=self.queue["revision"],
+            limits=self.queue["limits"],
+            lane_limits=self.queue["lane_limits"],
+            ready=ready,
+            states=tuple(self._state(lane) for lane in self._allowance.named),
+        )
 
 
 def _key(lane: str | None) -> tuple[int, bytes]:
     return (0, b"") if lane is None else (1, lane.encode())
-
-
-async def _states(
-    tx: Transaction, queue: int, lanes: Iterable[str | None]
-) -> dict[str | None, LimitState]:
-    """Return the states of a queue and of lanes; with version 0 where there is none."""
-    states = {lane: LimitState(lane, 0, None) for lane in lanes}
-    keys = [_key(lane) for lane in states]
-    for kind, name, version, state in await tx.db.fetch(_LOAD, queue, *columns(keys, 2), tx.now):
-        lane = name.decode() if kind else None
-        states[lane] = LimitState(lane, version, state)
-    return states
 
 
 async def park_queue(tx: Transaction, queue: int, until: float | None) -> None:

@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from plugq.allowance import examined
 from plugq.protocols.storage import ClaimReply
-from plugq_postgres._budgets import Budgeting, let_in
+from plugq_postgres._budgets import Spending, let_in
+from plugq_postgres._rows import columns
 from plugq_postgres._settle import leases, settle_replies
 from plugq_postgres._transaction import HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from plugq.protocols.storage import ClaimRequest, SettleReply
+    from plugq.protocols.budgets import Want
+    from plugq.protocols.storage import ClaimRequest, SettleReply, Spent
     from plugq_postgres._transaction import Transaction
 
 _SETTLE = (
     "SELECT places, states, effect::text AS effect, changed FROM settle_jobs_v1($1, $2, $3, $4, "
     "$5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 )
-_QUEUES = "SELECT * FROM queue WHERE id = ANY ($1)"
-_CLAIMED = "SELECT repeated_v1($1, $2, $3)"
+_QUEUES = (
+    "SELECT q.*, q.lane_limits <> '' AND EXISTS (SELECT 1 FROM lane WHERE lane.queue = q.id "
+    "AND lane.parked_until <= $2) AS lets_in, $5 > 0 AND repeated_v1($3, $4, $6) AS repeated "
+    "FROM queue q WHERE q.id = ANY ($1)"
+)
+_SURVEY = "SELECT * FROM survey_v1($1, $2, $3, $4, $5, $6)"
+_SPEND = "SELECT * FROM spend_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 _PROMOTE = (
     "SELECT due, ROW (ready, NULL)::effect_v1::text AS effect FROM promote_due_v1($1, $2, $3, $4)"
 )
@@ -30,11 +37,10 @@ _TAKE = (
     "SELECT taken, whole, ROW (ready, NULL)::effect_v1::text AS effect "
     "FROM take_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 )
-_GRANT = "SELECT ROW (grant_v1($1, $2, $3, $4, $5, $6, $7, $8), NULL)::effect_v1::text"
-_FIRST = (
-    "SELECT f.whole, f.cut, s.seq, job.lane FROM first_v1($1, $2, $3, $3) AS f "
-    "LEFT JOIN LATERAL unnest(f.seqs) WITH ORDINALITY AS s (seq, n) ON true "
-    "LEFT JOIN job ON job.seq = s.seq ORDER BY s.n"
+_LEASES = "SELECT l.* FROM leases_v1($1, $2, $3, $4, $5) AS l"
+_SERVED = (
+    "SELECT l.*, served_v1($1, $2, $3, $6, $7, $4, $8, $5, $9) "
+    "FROM leases_v1($1, $2, $3, $4, $5) AS l"
 )
 
 
@@ -62,58 +68,41 @@ class _Claim:
         self.worker = request.worker.encode()
         self.granted = 0
         self.due: list[float | None] = []
-        self.budgeting = Budgeting(tx, request)
+        self.wants: list[Want] = []
+        self.spent: list[Spent] = []
 
     async def serve(self, limited: set[str]) -> ClaimReply:
         tx, request = self.tx, self.request
         numbers, _ = await tx.names.number(request.queues, db=tx.db)
         names = list(dict.fromkeys(request.queues))
         ids = [numbers[name] for name in names]
-        queues = {row["id"]: row for row in await tx.db.fetch(_QUEUES, ids)}
+        asked = (tx.namespace, self.worker, request.limit, request.number)
+        queues = {row["id"]: row for row in await tx.db.fetch(_QUEUES, ids, tx.now, *asked)}
         for name in names:
             row = queues[numbers[name]]
             (limited.add if row["limits"] or row["lane_limits"] else limited.discard)(name)
-        if request.limit > 0 and await tx.db.fetchval(
-            _CLAIMED, tx.namespace, self.worker, request.number
-        ):
-            for number in ids:
-                if not queues[number]["paused"]:
-                    self.due.append(await self._due_in(number))
-            return await self._reply(ids)
+        number = request.number if request.limit > 0 else -1
+        about = (tx.namespace, tx.now, ids, self.worker, number)
+        if any(row["repeated"] for row in queues.values()):
+            for queue in ids:
+                if not queues[queue]["paused"]:
+                    self.due.append(await self._due_in(queue))
+            return await self._reply(await tx.db.fetchrow(_LEASES, *about))
         for name in names:
             if not queues[numbers[name]]["paused"]:
                 await self._serve(name, queues[numbers[name]])
-        await tx.db.execute(
-            "SELECT served_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-            tx.namespace,
-            tx.now,
-            ids,
-            request.limit,
-            self.granted,
-            self.worker,
-            request.peer.encode(),
-            request.number,
-            request.lease,
-        )
         tx.claimed_by(request.peer, ids)
-        return await self._reply(ids)
+        served = (request.limit, self.granted, request.peer.encode(), request.lease)
+        return await self._reply(await tx.db.fetchrow(_SERVED, *about, *served))
 
-    async def _reply(self, ids: Sequence[int]) -> ClaimReply:
-        tx, request = self.tx, self.request
-        found = await tx.db.fetchrow(
-            "SELECT * FROM leases_v1($1, $2, $3, $4, $5)",
-            tx.namespace,
-            tx.now,
-            ids,
-            self.worker,
-            request.number if request.limit > 0 else -1,
-        )
+    async def _reply(self, found: Any) -> ClaimReply:
+        tx = self.tx
         await tx.names.learn(found["l_queue"] or (), found["l_task"] or (), db=tx.db)
         return ClaimReply(
             leases=leases(found, tx.names),
             next_in=min((due for due in self.due if due is not None), default=None),
-            wants=tuple(self.budgeting.wants),
-            spent=tuple(self.budgeting.spent),
+            wants=tuple(self.wants),
+            spent=tuple(self.spent),
             now=tx.now,
         )
 
@@ -129,35 +118,17 @@ class _Claim:
         left = request.limit - self.granted
         bounded = queue["limits"] or queue["lane_limits"]
         parked = queue["parked_until"]
-        if bounded:
+        if queue["lets_in"] or (parked is not None and parked <= tx.now):
             parked, _ = await let_in(tx, queue, examined(left))
         if left <= 0:
             self.due.append(await self._due_in(number))
             return
+        if bounded:
+            await self._serve_limited(name, queue, left, parked=parked is not None)
+            return
         step = await tx.db.fetchrow(_PROMOTE, tx.namespace, tx.now, number, left)
         self.due.append(step["due"])
         tx.note(step["effect"])
-        if bounded:
-            picked = None if parked is not None else await self._pick(name, queue, left)
-            if picked is None:
-                return
-            tx.note(
-                await tx.db.fetchval(
-                    _GRANT,
-                    tx.namespace,
-                    tx.now,
-                    number,
-                    picked,
-                    self.worker,
-                    request.peer.encode(),
-                    request.number,
-                    request.lease,
-                )
-            )
-            self._count(number, len(picked))
-            if self.budgeting.more:
-                tx.wake_one(number)
-            return
         step = await tx.db.fetchrow(
             _TAKE,
             tx.namespace,
@@ -181,34 +152,71 @@ class _Claim:
         if count:
             self.tx.changed.add(queue)
 
-    async def _pick(self, name: str, queue: Any, left: int) -> list[int] | None:
-        """Return the jobs of a limited queue that its budgets let start."""
-        tx = self.tx
-        self.budgeting.more = False
-        room = await tx.db.fetchval("SELECT room_v1($1)", queue["id"])
-        if room <= 0:
-            return []
+    async def _serve_limited(self, name: str, queue: Any, left: int, *, parked: bool) -> None:
+        """Start what the budgets of a limited queue let start."""
+        tx, number = self.tx, queue["id"]
+        spending = Spending(self.request, name, queue, tx.now, left=left)
+        survey = await self._survey(spending, left, 0 if parked else examined(left))
+        if parked or not survey["whole"]:
+            if not survey["whole"]:
+                self.due.append(0.0)
+            return
+        jobs = _jobs(survey)
         crowded: list[tuple[int, bytes]] = []
-        rows = await self._look(queue["id"], examined(left))
-        if rows and len(rows) > HEADS and queue["lane_max_running"] > HEADS:
+        if len(jobs) > HEADS and queue["lane_max_running"] > HEADS:
             # Jobs behind the heads of a lane may come before those of others.
-            counts = Counter(lane for _, lane in rows if lane is not None)
-            crowded = [(queue["id"], lane) for lane, n in counts.items() if n >= HEADS]
+            counts = Counter(lane for _, lane in jobs if lane is not None)
+            crowded = [(number, lane) for lane, n in counts.items() if n >= HEADS]
             if crowded:
                 await tx.repair(crowded, examined(left))
-                rows = await self._look(queue["id"], examined(left))
-        if rows is None:
+                survey = await self._survey(spending, left, examined(left))
+                if not survey["whole"]:
+                    self.due.append(0.0)
+                    return
+                jobs = _jobs(survey)
+        if survey["cut"]:
             self.due.append(0.0)
-            return None
-        picked = await self.budgeting.spend(name, queue, rows, left, room)
+        spending.choose(survey, jobs)
+        await spending.park(tx)
+        await self._spend(spending)
         await tx.repair(crowded)
-        return picked
+        if (want := spending.want) is not None:
+            self.wants.append(want)
+        tx.taken(number, spending.left)
+        self._count(number, len(spending.picked))
+        if spending.more:
+            tx.wake_one(number)
 
-    async def _look(self, queue: int, most: int) -> list[tuple[int, bytes | None]] | None:
-        """Return the first jobs in their order; ``None`` if overdue ones cut the search short."""
-        rows = await self.tx.db.fetch(_FIRST, self.tx.now, queue, most)
-        if not rows[0]["whole"]:
-            return None
-        if rows[0]["cut"]:
-            self.due.append(0.0)
-        return [(row["seq"], row["lane"]) for row in rows if row["seq"] is not None]
+    async def _survey(self, spending: Spending, left: int, most: int) -> Any:
+        tx = self.tx
+        survey = await tx.db.fetchrow(
+            _SURVEY, tx.namespace, tx.now, spending.queue["id"], left, most, spending.lanes
+        )
+        self.due.append(survey["due"])
+        tx.note(survey["effect"])
+        return survey
+
+    async def _spend(self, spending: Spending) -> None:
+        """Lease the jobs that were chosen, and keep what that leaves of the budgets."""
+        tx, request, used = self.tx, self.request, spending.used
+        if not used and not spending.picked:
+            return
+        answer = await tx.db.fetchrow(
+            _SPEND,
+            tx.namespace,
+            tx.now,
+            spending.queue["id"],
+            spending.picked,
+            self.worker,
+            request.peer.encode(),
+            request.number,
+            request.lease,
+            *columns(used, 4),
+        )
+        tx.note(answer["effect"])
+        tx.changed.add(spending.queue["id"])
+        self.spent += spending.stored(answer["versions"] or ())
+
+
+def _jobs(survey: Any) -> list[tuple[int, bytes | None]]:
+    return list(zip(survey["seqs"] or (), survey["lanes"] or (), strict=True))

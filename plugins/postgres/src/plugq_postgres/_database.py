@@ -17,8 +17,9 @@ import asyncpg
 
 from plugq import failpoints
 from plugq.errors import ConfigError, Unavailable
+from plugq_postgres._deadline import cut_off
 from plugq_postgres._faults import AGAIN, SPOILED, fault, held_up, unusable
-from plugq_postgres._migrations import NEEDED, migrate, schema_version
+from plugq_postgres._migrations import LONGEST, NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, quoted, shown
 from plugq_postgres._turns import Turns
 from plugq_postgres._upkeep import Found, look
@@ -42,6 +43,8 @@ _TRIES = 5
 _PARTING = 2.0
 #: The state of an error that says that numbers are not those of the store.
 _UNKNOWN_NUMBERS = "PQ002"
+#: A table that was small a minute ago is not read as a whole and sorted.
+_IN_ORDER = "SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
 #: Whether the transaction has changed anything so far.
 _WROTE = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 #: The tables and sequences of the schema that the user may not use in every way that calls do.
@@ -162,21 +165,28 @@ class Database:
                 max_inactive_connection_lifetime=60.0,
                 **self.settings(),
             )
-            async with asyncio.timeout(2 * self._connecting + 60):
-                if self._theirs is None:
-                    await self._pool
-                db = await self._pool.acquire(timeout=self._connecting)
-                try:
+            if self._theirs is None:
+                await self._pool
+            db = await self._pool.acquire(timeout=self._connecting)
+            try:
+                with cut_off(db, self.deadline):
+                    version = await self._look_at(db)
+                if version < NEEDED:
+                    # Another process may be at it for a while.
+                    with cut_off(db, LONGEST):
+                        await migrate(db, self._options.schema)
+                with cut_off(db, self.deadline):
                     await self._prepare(db)
-                finally:
-                    await self._pool.release(db)
+            finally:
+                await self._pool.release(db, timeout=self._connecting)
         except (ConfigError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - start() raises what it means
             raise unusable(error, self.server, self._options.url, self._options.schema) from None
         self._open = True
 
-    async def _prepare(self, db: Any) -> None:
+    async def _look_at(self, db: Any) -> int:
+        """Return the version of the schema, if the storage can work on this server."""
         version = int(await db.fetchval("SELECT current_setting('server_version_num')"))
         if version < _OLDEST:
             message = f"storage.url: {self.server} is older than PostgreSQL 13; upgrade it"
@@ -196,14 +206,17 @@ class Database:
         level = logging.WARNING if keeps.warning else logging.INFO
         self._logger.log(level, "%s: %s", self.server, keeps.text)
         schema = self._options.schema
-        if self._options.migrate:
-            await migrate(db, schema)
-        elif await schema_version(db, schema) < NEEDED:
+        there = await schema_version(db, schema)
+        if there < NEEDED and not self._options.migrate:
             message = (
                 f"storage.schema: {schema!r} lacks tables; run plugq migrate, or leave "
                 "storage.migrate on"
             )
             raise ConfigError(message)
+        return there
+
+    async def _prepare(self, db: Any) -> None:
+        schema = self._options.schema
         missing = await db.fetch(_MISSING, schema)
         if missing:
             names = ", ".join(row["name"] for row in missing[:3])
@@ -273,15 +286,24 @@ class Database:
         if not self._open:
             raise Unavailable(_NOT_STARTED)
 
-    async def read(self, statement: str, *values: Any) -> list[asyncpg.Record]:
+    async def read(
+        self, statement: str, *values: Any, in_order: bool = False
+    ) -> list[asyncpg.Record]:
         """Return the rows of a statement that writes nothing.
+
+        ``in_order`` lets the server read rows in the order of an index, whatever its statistics
+        say of sorting them, at the cost of more round trips.
 
         Raises:
             Unavailable: the server can not be reached, or took too long.
         """
 
         async def run(db: Any) -> list[asyncpg.Record]:
-            return list(await db.fetch(statement, *values))
+            if not in_order:
+                return list(await db.fetch(statement, *values))
+            async with db.transaction():
+                await db.execute(_IN_ORDER)
+                return list(await db.fetch(statement, *values))
 
         return await self._call(run, writes=False)
 
@@ -382,7 +404,7 @@ class Database:
         except Exception as error:  # noqa: BLE001 - the caller gets what it means
             raise fault(error, self.server) from None
         try:
-            async with asyncio.timeout(self.deadline):
+            with cut_off(db, self.deadline):
                 return await run(db)
         except AGAIN:
             raise

@@ -35,6 +35,8 @@ from plugq_postgres._rows import (
 from plugq_postgres._transaction import ALL, Finish
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from plugq.job import JobRef
     from plugq.protocols.edits import JobEdit, QueueSettings, Resume
     from plugq_postgres._transaction import Transaction
@@ -51,17 +53,30 @@ _COPIED = (
     "unique_mode, id, submission, lane, batch, unique_key, origin, worker, peer, history, body"
 )
 _REDRIVE = (
-    f"WITH again AS (DELETE FROM done WHERE seq = $1 RETURNING *) INSERT INTO job ({_COPIED}, "
-    f"state, eligible, ready_at) SELECT {_COPIED}, 1, (lane IS NULL)::integer, $2 FROM again"
+    f"WITH again AS (DELETE FROM done WHERE seq = ANY ($1) RETURNING *) INSERT INTO job ({_COPIED},"
+    f" state, eligible, ready_at) SELECT {_COPIED}, 1, (lane IS NULL)::integer, $2 FROM again"
 )
-_HOLDER = (
-    "SELECT seq FROM unique_key WHERE queue = $1 AND key = $2 AND (until IS NULL OR until > $3)"
+_HOLDERS = (
+    "SELECT u.queue, u.key, u.seq FROM unnest($1::int[], $2::bytea[]) AS s (queue, key) "
+    "JOIN unique_key u ON u.queue = s.queue AND u.key = s.key WHERE u.until IS NULL OR u.until > $3"
 )
 _HOLD = (
     "INSERT INTO unique_key (namespace, queue, key, seq, place, id, generation, state, until) "
-    "VALUES ($8, $1, $2, $3, $7, $4, $5, 1, $6) ON CONFLICT (queue, key) DO UPDATE SET "
+    "SELECT $1, s.queue, s.key, s.seq, s.place, s.id, s.generation, 1, s.until "
+    "FROM unnest($2::int[], $3::bytea[], $4::int8[], $5::int8[], $6::bytea[], $7::int8[], "
+    "$8::float8[]) AS s (queue, key, seq, place, id, generation, until) "
+    "ON CONFLICT (queue, key) DO UPDATE SET "
     "seq = excluded.seq, place = excluded.place, id = excluded.id, "
     "generation = excluded.generation, state = excluded.state, until = excluded.until"
+)
+_BATCHES = (
+    "SELECT name, since FROM batch WHERE namespace = $1 AND name = ANY ($2) "
+    "AND (expires IS NULL OR expires > $3)"
+)
+_ENTER = (
+    "WITH s AS MATERIALIZED (SELECT nextval('job_sequence') AS since), "
+    "entered AS (UPDATE job SET entered = s.since FROM s WHERE job.seq = ANY ($1)) "
+    "SELECT since FROM s"
 )
 _ASK = (
     "WITH asked AS (UPDATE job SET cancel = true WHERE seq = ANY ($1) RETURNING peer, queue, id) "
@@ -85,6 +100,8 @@ async def edit_jobs(tx: Transaction, change: JobEdit) -> list[EditReply]:
     sequences = change.sequences or (0,) * len(change.refs)
     rows = await tx.rows(change.refs)
     await tx.names.learn((), {row.task for row in rows if row is not None}, db=tx.db)
+    if isinstance(change, Redrive):
+        pending.holders = await _holders(tx, rows)
     for ref, sequence, row in zip(change.refs, sequences, rows, strict=True):
         if ref in seen:
             # A job that is named twice is looked at again as the first time left it.
@@ -94,7 +111,7 @@ async def edit_jobs(tx: Transaction, change: JobEdit) -> list[EditReply]:
         if row is None or not _meant(change, sequence, row, tx.now):
             replies.append(_NOT_FOUND)
         else:
-            status, state = await _change(tx, change, row, pending)
+            status, state = _change(tx, change, row, pending)
             task = tx.names.task(row.task)
             replies.append(EditReply(status, state, task, text(row.lane), text(row.batch)))
     await pending.write(tx, change)
@@ -113,6 +130,9 @@ class _Pending:
     retained: list[int] = field(default_factory=list)
     kept: list[tuple[int, float | None, float | None, float | None]] = field(default_factory=list)
     reprioritised: list[Row] = field(default_factory=list)
+    #: Ended jobs that are to run again, and who holds the unique keys that these had.
+    redriven: list[Row] = field(default_factory=list)
+    holders: dict[tuple[int, bytes], int] = field(default_factory=dict)
 
     async def write(self, tx: Transaction, change: JobEdit) -> None:
         """Write it."""
@@ -123,6 +143,8 @@ class _Pending:
         else:
             tx.changed.update(row.queue for row in self.moved)
             await tx.remove([row.seq for row in self.moved])
+        if self.redriven:
+            await _run_again(tx, self.redriven)
         if self.asked:
             tx.note(await tx.db.fetchval(_ASK, self.asked))
         if isinstance(change, Retain):
@@ -138,17 +160,19 @@ class _Pending:
                     if row.lane is not None and row.state == QUEUED
                 }
             )
-        for collected in (self.moved, self.asked, self.retained, self.kept, self.reprioritised):
+        for collected in (self.moved, self.asked, self.retained, self.kept):
             collected.clear()
+        self.reprioritised.clear()
+        self.redriven.clear()
 
 
-async def _change(tx: Transaction, change: JobEdit, row: Row, pending: _Pending) -> _Outcome:
-    """Make the change of one job, or collect it; return what is done, and the state after it."""
+def _change(tx: Transaction, change: JobEdit, row: Row, pending: _Pending) -> _Outcome:
+    """Collect the change of one job; return what is done, and the state after it."""
     tx.changed.add(row.queue)
     if isinstance(change, Cancel):
         return _cancel(tx, row, pending)
     if isinstance(change, Redrive):
-        return await _redrive(tx, row)
+        return _redrive(row, pending)
     if isinstance(change, Retain):
         return _retain(tx, row, change.ttl, pending)
     if isinstance(change, Reprioritise):
@@ -181,27 +205,69 @@ def _cancel(tx: Transaction, row: Row, pending: _Pending) -> _Outcome:
     return EditStatus.REQUESTED, JobState.RUNNING
 
 
-async def _redrive(tx: Transaction, row: Row) -> _Outcome:
-    if not allowed(STATES[row.state], Event.REDRIVE) or not await _retake_key(tx, row):
+def _redrive(row: Row, pending: _Pending) -> _Outcome:
+    if not allowed(STATES[row.state], Event.REDRIVE):
         return EditStatus.CONFLICT, STATES[row.state]
-    await tx.db.execute(_REDRIVE, row.seq, tx.now)
-    entered = row.place if row.entered is None else row.entered
-    counted, since = True, None
-    if row.batch is not None:
-        # Its batch may have been forgotten since it ended, and then counts it anew.
-        stored = await tx.db.fetchval(
-            "SELECT since FROM batch WHERE namespace = $1 AND name = $2 "
-            "AND (expires IS NULL OR expires > $3)",
-            tx.namespace,
-            row.batch,
-            tx.now,
-        )
-        counted = stored is not None and entered >= stored
-        if not counted:
-            since = await tx.db.fetchval("SELECT nextval('job_sequence')")
-            await tx.db.execute("UPDATE job SET entered = $2 WHERE seq = $1", row.seq, since)
-    await tx.book(row, row.state, QUEUED, "redriven", fresh=not counted, since=since)
+    if row.unique_key is not None:
+        key = (row.queue, row.unique_key)
+        if pending.holders.setdefault(key, row.seq) != row.seq:
+            return EditStatus.CONFLICT, STATES[row.state]
+    pending.redriven.append(row)
     return EditStatus.DONE, JobState.QUEUED
+
+
+async def _holders(tx: Transaction, rows: Sequence[Row | None]) -> dict[tuple[int, bytes], int]:
+    """Return which jobs hold the unique keys of these."""
+    keys = {
+        (row.queue, row.unique_key)
+        for row in rows
+        if row is not None and row.unique_key is not None
+    }
+    if not keys:
+        return {}
+    found = await tx.db.fetch(_HOLDERS, *columns(list(keys), 2), tx.now)
+    return {(row["queue"], row["key"]): row["seq"] for row in found}
+
+
+async def _run_again(tx: Transaction, rows: Sequence[Row]) -> None:
+    """Queue ended jobs again, with the unique keys that they had."""
+    held = [
+        (
+            row.queue,
+            row.unique_key,
+            row.seq,
+            row.place,
+            row.id,
+            row.generation,
+            tx.now + (row.unique_ttl or 0.0) if row.unique_mode == THROTTLE else None,
+        )
+        for row in rows
+        if row.unique_key is not None
+    ]
+    if held:
+        await tx.db.execute(_HOLD, tx.namespace, *columns(held, 7))
+    await tx.db.execute(_REDRIVE, [row.seq for row in rows], tx.now)
+    batches = sorted({row.batch for row in rows if row.batch is not None})
+    fresh: set[int] = set()
+    since = None
+    if batches:
+        stored = await tx.db.fetch(_BATCHES, tx.namespace, batches, tx.now)
+        began = {row["name"]: row["since"] for row in stored}
+        # A batch may have been forgotten since a job of it ended, and then counts it anew.
+        fresh = {
+            row.seq
+            for row in rows
+            if row.batch is not None
+            and (row.batch not in began or _entered(row) < began[row.batch])
+        }
+    if fresh:
+        since = await tx.db.fetchval(_ENTER, list(fresh))
+    await tx.book(rows, QUEUED, "redriven", fresh=fresh, since=since)
+
+
+def _entered(row: Row) -> int:
+    """Return the sequence at which a job entered its batch."""
+    return row.place if row.entered is None else row.entered
 
 
 def _retain(tx: Transaction, row: Row, ttl: float | None, pending: _Pending) -> _Outcome:
@@ -222,28 +288,6 @@ def _retain(tx: Transaction, row: Row, ttl: float | None, pending: _Pending) -> 
         tidy = looked_at if tidy is None else min(tidy, looked_at)
     pending.kept.append((row.seq, expires, tidy, result_ttl))
     return EditStatus.DONE, state
-
-
-async def _retake_key(tx: Transaction, row: Row) -> bool:
-    """Give a job its unique key again, unless another job holds it."""
-    if row.unique_key is None:
-        return True
-    holder = await tx.db.fetchval(_HOLDER, row.queue, row.unique_key, tx.now)
-    if holder is not None and holder != row.seq:
-        return False
-    until = tx.now + (row.unique_ttl or 0.0) if row.unique_mode == THROTTLE else None
-    await tx.db.execute(
-        _HOLD,
-        row.queue,
-        row.unique_key,
-        row.seq,
-        row.id,
-        row.generation,
-        until,
-        row.place,
-        tx.namespace,
-    )
-    return True
 
 
 async def edit_queues(

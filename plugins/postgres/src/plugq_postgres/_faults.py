@@ -63,6 +63,7 @@ _BROKEN = (
     OSError,
     TimeoutError,
 )
+_UNSTORABLE = (_exceptions.DataError, asyncpg.DataError, OverflowError, UnicodeError)
 _REFUSED = (
     _exceptions.InvalidAuthorizationSpecificationError,
     _exceptions.InvalidCatalogNameError,
@@ -77,6 +78,8 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
     """
     if isinstance(error, PlugqError):
         return error
+    if isinstance(error, _exceptions.ProgramLimitExceededError):
+        return InvalidJob(f"a name is too long for PostgreSQL; shorten it: {_line(error)}")
     if getattr(error, "sqlstate", None) == "PQ002":
         return Unavailable(f"{server} has lost queues that it had; try again")
     if isinstance(error, _exceptions.LockNotAvailableError):
@@ -88,9 +91,7 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return OutcomeUnknown(f"{server}: the connection broke before the answer came")
     if isinstance(error, TimeoutError):
         return Unavailable(f"{server} did not answer in time")
-    if isinstance(error, _exceptions.DataError | OverflowError | UnicodeError):
-        return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
-    if isinstance(error, asyncpg.DataError):
+    if isinstance(error, _UNSTORABLE):
         return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
 
@@ -108,6 +109,16 @@ def unusable(error: BaseException, server: str, url: str, schema: str) -> Except
         return ConfigError(
             f"storage.schema: {server} refuses: {_line(error)}; let somebody who may run "
             f"plugq migrate, and then {grants(schema)}"
+        )
+    if isinstance(error, _exceptions.ProgramLimitExceededError):
+        return ConfigError("namespace: it is too long for PostgreSQL; shorten it")
+    if isinstance(error, OverflowError | ValueError):
+        # What the driver says of a port, or of an option that it does not know.
+        said = without_secrets(url, _line(error))
+        return ConfigError(f"storage.url: {server} can not be used: {said}")
+    if isinstance(error, _exceptions.LockNotAvailableError):
+        return Unavailable(
+            f"{server}: another process has the schema {schema!r} for itself; try again"
         )
     return fault(error, server)
 

@@ -282,6 +282,7 @@ class Hub:
         """Connect, make everybody known again, and return when the connection is lost."""
         settings = self._database.settings()
         settings["dsn"] = self._options.listen_url or self._options.url
+        settings["command_timeout"] = self._database.deadline
         db = await asyncpg.connect(**settings)
         self._letter_parts.clear()
         self._event_parts.clear()

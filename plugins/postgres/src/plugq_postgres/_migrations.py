@@ -42,7 +42,9 @@ _VERSIONS = (("1_tables.sql", "2_moves.sql", "3_verbs.sql", "4_reads.sql", "5_in
 #: What serialises those who migrate, whatever the schema; "plgq".
 _LOCK = 0x706C6771
 #: How long migrating waits for others, and how long one step of it may take.
-_PATIENCE, _LONGEST = "60s", "600s"
+_PATIENCE, _STEP = "60s", "600s"
+#: How long all of it may take, in seconds.
+LONGEST = 900.0
 #: The oldest and the newest version of the schema that this code works with.
 NEEDED = len(_VERSIONS)
 
@@ -108,7 +110,7 @@ async def migrate(db: asyncpg.Connection, schema: str) -> int:
     async with db.transaction():
         # The session's own are for calls; here another process may be at it for a while.
         await db.execute(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
-        await db.execute(f"SET LOCAL statement_timeout = '{_LONGEST}'")
+        await db.execute(f"SET LOCAL statement_timeout = '{_STEP}'")
         await db.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
         # Another process may have done it between the look and the lock.
         version = await schema_version(db, schema)

@@ -120,10 +120,10 @@ class Reader:
         if query.queue is not None:
             waits += f" AND queue = {_value(values, query.queue.encode())}"
         bound = f"SELECT *, {waits}) FROM ({bound}) b"
-        [(examined, lowest, seen, waiting)] = await database.read(bound, *values)
+        [(examined, lowest, seen, waiting)] = await database.read(bound, *values, in_order=True)
         if waiting:
             await self._admit(None if query.queue is None else {query.queue})
-            [(examined, lowest, seen, _)] = await database.read(bound, *values)
+            [(examined, lowest, seen, _)] = await database.read(bound, *values, in_order=True)
         if not examined:
             return Page()
         now = database.now(seen)
@@ -134,7 +134,7 @@ class Reader:
         chosen = self._both(
             f"{SHOWN}, CASE WHEN result IS NOT NULL THEN ''::bytea END AS result", where, limit
         )
-        rows = await database.read(chosen, *values)
+        rows = await database.read(chosen, *values, in_order=True)
         await self._names.learn([row["queue"] for row in rows], [row["task"] for row in rows])
         jobs = tuple(self._shown(row, now) for row in rows)
         if jobs and len(jobs) == query.limit:

@@ -69,7 +69,13 @@ _INSERT = (
     f"SELECT {_NAMES}, $1, -1, {_FAILURE_TTL}, {_ID_TTL} FROM unnest({_ARRAYS}) "
     f"AS s ({_NAMES})"
 )
-_HISTORY = "UPDATE {table} SET history = $2 WHERE seq = $1"
+#: Each entry of a history comes with the job that it belongs to.
+_HISTORY = (
+    "UPDATE {table} SET history = s.history FROM ("
+    "SELECT seq, array_agg(entry ORDER BY n) AS history "
+    "FROM unnest($1::int8[], $2::bytea[]) WITH ORDINALITY AS s (seq, entry, n) GROUP BY seq"
+    ") s WHERE {table}.seq = s.seq"
+)
 #: No two restore at once: sequences that are granted later are greater than all restored ones.
 _ALONE = "SELECT pg_advisory_xact_lock('job_sequence'::regclass::oid::bigint)"
 _NUMBERS = "SELECT nextval('job_sequence') AS seq FROM generate_series(1, $1)"
@@ -86,7 +92,10 @@ _TAKEN = (
     "SELECT place FROM job WHERE namespace = $1 AND place = ANY ($2) "
     "UNION ALL SELECT place FROM done WHERE namespace = $1 AND place = ANY ($2)"
 )
-_GRANTED = "UPDATE queue SET token = greatest(token, $2), said = true WHERE id = $1"
+_GRANTED = (
+    "UPDATE queue SET token = greatest(queue.token, s.token), said = true "
+    "FROM unnest($1::int[], $2::int8[]) AS s (id, token) WHERE queue.id = s.id"
+)
 
 
 async def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
@@ -124,10 +133,9 @@ async def restore(tx: Transaction, jobs: Sequence[JobRecord]) -> None:
             statement = _INSERT.format(table=table)
             values = columns([row for _, row in part], len(_COLUMNS))
             await tx.db.execute(statement, tx.namespace, *values)
-        for job, row in part:
-            if job.history:
-                history = [packed_failure(record) for record in job.history]
-                await tx.db.execute(_HISTORY.format(table=table), row[0], history)
+        history = [(row[0], packed_failure(entry)) for job, row in part for entry in job.history]
+        if history:
+            await tx.db.execute(_HISTORY.format(table=table), *columns(history, 2))
     await _book(tx, new, entered, queues, tasks)
 
 
@@ -138,12 +146,12 @@ async def _book(
     queues: Mapping[str, int],
     tasks: Mapping[str, int],
 ) -> None:
-    for number, token in {
-        queues[job.queue]: max(other.token for other in jobs if other.queue == job.queue)
-        for job in jobs
-    }.items():
-        await tx.db.execute(_GRANTED, number, token)
-        tx.changed.add(number)
+    tokens: dict[int, int] = {}
+    for job in jobs:
+        number = queues[job.queue]
+        tokens[number] = max(job.token, tokens.get(number, 0))
+    await tx.db.execute(_GRANTED, list(tokens), list(tokens.values()))
+    tx.changed.update(tokens)
     moves = [
         (
             queues[job.queue],

@@ -61,9 +61,10 @@ _FORGET = (
     f"WITH r AS ({_forgotten('register', 'namespace, key', 'expires')} RETURNING 1), "
     f"u AS ({_forgotten('unique_key', 'queue, key', 'until', of_queues=True)} RETURNING 1), "
     f"b AS ({_forgotten('budget', 'queue, kind, lane', 'expires', of_queues=True)} RETURNING 1), "
-    f"c AS ({_forgotten('claimed', 'namespace, worker, number', 'until')}), "
-    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')}) "
-    "SELECT greatest((SELECT count(*) FROM r), (SELECT count(*) FROM u), (SELECT count(*) FROM b))"
+    f"c AS ({_forgotten('claimed', 'namespace, worker, number', 'until')} RETURNING 1), "
+    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')} RETURNING 1) "
+    "SELECT greatest((SELECT count(*) FROM r), (SELECT count(*) FROM u), (SELECT count(*) FROM b), "
+    "(SELECT count(*) FROM c), (SELECT count(*) FROM t))"
 )
 _IDLE = (
     "SELECT s.id, count(*) FROM (SELECT unnest(p.queues) AS id FROM peer p "

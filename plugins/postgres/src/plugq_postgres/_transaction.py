@@ -14,7 +14,7 @@ import msgspec
 from plugq_postgres._rows import COLUMNS, FIRST_FINAL, KINDS, Row, columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from plugq.job import JobRef
     from plugq_postgres._database import Database
@@ -36,6 +36,12 @@ _REPAIR = "SELECT ROW (repair_v1($1, $2, $3), NULL)::effect_v1::text"
 _WAKE = (
     "SELECT ROW (NULL, wake_v1($1, $2, ARRAY(SELECT ROW (q, 1, true)::ready_v1 "
     "FROM unnest($3::int[]) AS q), $4, $5))::effect_v1::text"
+)
+_BOOK = (
+    "SELECT ROW (book_v1($1, $2, $3, ARRAY(SELECT ROW (s.queue, s.task, s.lane, s.batch, s.before, "
+    "$4::int2, $5::int2, NULL, s.fresh)::move_v1 "
+    "FROM unnest($6::int[], $7::int[], $8::bytea[], $9::bytea[], $10::int2[], $11::bool[]) "
+    "AS s (queue, task, lane, batch, before, fresh))), NULL)::effect_v1::text"
 )
 _END = (
     "SELECT listened_v1($1) AS listened, "
@@ -229,31 +235,25 @@ class Transaction:
 
     async def book(
         self,
-        row: Row,
-        before: int | None,
+        rows: Sequence[Row],
         after: int,
-        total: str | None,
+        total: str,
         *,
-        fresh: bool = False,
+        fresh: Collection[int] = (),
         since: int | None = None,
     ) -> None:
-        """Count the move of one job that the caller has made."""
-        self.changed.add(row.queue)
+        """Count the moves of jobs that the caller has made.
+
+        ``fresh`` are the sequences of those that their batches do not count yet, ``since`` is where
+        batches begin that are not there.
+        """
+        moves = [
+            (row.queue, row.task, row.lane, row.batch, row.state, row.seq in fresh) for row in rows
+        ]
+        self.changed.update(row.queue for row in rows)
         self.note(
             await self.db.fetchval(
-                "SELECT ROW (book_v1($1, $2, $3, ARRAY[ROW ($4, $5, $6, $7, $8, $9, $10, NULL, "
-                "$11)::move_v1]), NULL)::effect_v1::text",
-                self.namespace,
-                self.now,
-                since,
-                row.queue,
-                row.task,
-                row.lane,
-                row.batch,
-                before,
-                after,
-                None if total is None else KINDS[total],
-                fresh,
+                _BOOK, self.namespace, self.now, since, after, KINDS[total], *columns(moves, 6)
             )
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
@@ -11,8 +10,9 @@ import msgspec
 from plugq.errors import PlugqError
 from plugq.protocols.upkeep import Fact, Layout
 from plugq_postgres._access import grants
+from plugq_postgres._deadline import cut_off
 from plugq_postgres._faults import unusable
-from plugq_postgres._migrations import NEEDED, migrate, schema_version
+from plugq_postgres._migrations import LONGEST, NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, shown
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ T = TypeVar("T")
 #: Levels of ``synchronous_commit`` that wait for the standbys that ``synchronous_standby_names``
 #: names.
 _WITH_STANDBY = frozenset({"on", "remote_apply", "remote_write"})
-#: How long migrating may take, with the wait for others, and closing a connection, in seconds.
-_LONGEST, _PARTING = 900.0, 5.0
+#: How long closing a connection may take, in seconds.
+_PARTING = 5.0
 _ASK = (
     "SELECT current_setting('server_version') AS release, "
     "current_setting('fsync') = 'on' AS fsync, "
@@ -109,7 +109,7 @@ async def migrated(options: PostgresOptions) -> Layout:
         ConfigError: the server or its schema can not be used, or not by this user.
         Unavailable: it can not be reached now, or others held the schema for too long.
     """
-    version = await _connected(options, lambda db: migrate(db, options.schema), _LONGEST)
+    version = await _connected(options, lambda db: migrate(db, options.schema), LONGEST)
     return Layout(version=version, newest=NEEDED)
 
 
@@ -127,8 +127,9 @@ async def _connected(
             statement_cache_size=0,
         )
         try:
-            async with asyncio.timeout(within), db.transaction():
-                return await call(db)
+            with cut_off(db, within):
+                async with db.transaction():
+                    return await call(db)
         finally:
             await db.close(timeout=_PARTING)
     except PlugqError:

@@ -365,6 +365,62 @@ BEGIN
     RETURN book_v1(p_namespace, p_now, NULL, moves);
 END $$;
 
+-- Queue what has fallen due in a limited queue and look at its first jobs, at most p_most, with the
+-- states of its limiters: of its own, and, unless p_lanes is NULL, of those lanes and of the jobs'.
+CREATE FUNCTION survey_v1(p_namespace integer, p_now double precision, p_queue integer,
+    p_left bigint, p_most bigint, p_lanes bytea[], OUT due double precision, OUT effect text,
+    OUT room bigint, OUT whole boolean, OUT cut boolean, OUT seqs bigint[], OUT lanes bytea[],
+    OUT b_lanes bytea[], OUT b_versions bigint[], OUT b_states bytea[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    step record;
+BEGIN
+    SELECT * INTO step FROM promote_due_v1(p_namespace, p_now, p_queue, p_left);
+    due := step.due;
+    effect := ROW (step.ready, NULL)::effect_v1::text;
+    room := room_v1(p_queue);
+    whole := true;
+    cut := false;
+    IF room <= 0 OR p_most <= 0 THEN
+        RETURN;
+    END IF;
+    SELECT * INTO step FROM first_v1(p_now, p_queue, p_most, p_most);
+    whole := step.whole;
+    cut := step.cut;
+    SELECT array_agg(job.seq ORDER BY s.n), array_agg(job.lane ORDER BY s.n) INTO seqs, lanes
+    FROM unnest(step.seqs) WITH ORDINALITY AS s (seq, n) JOIN job ON job.seq = s.seq;
+    SELECT array_agg(CASE WHEN b.kind = 1 THEN b.lane END), array_agg(b.version),
+        array_agg(b.state)
+    INTO b_lanes, b_versions, b_states
+    FROM (
+        SELECT 0::smallint AS kind, ''::bytea AS lane
+        UNION SELECT 1, unnest(CASE WHEN p_lanes IS NOT NULL THEN p_lanes || lanes END)
+    ) s JOIN budget b ON b.queue = p_queue AND b.kind = s.kind AND b.lane = s.lane
+    WHERE b.expires > p_now;
+END $$;
+
+-- Lease jobs of a limited queue in the order given, with the states of its limiters that these
+-- starts leave; answered are the versions of these.
+CREATE FUNCTION spend_v1(p_namespace integer, p_now double precision, p_queue integer,
+    p_seqs bigint[], p_worker bytea, p_peer bytea, p_number bigint, p_lease double precision,
+    p_kinds smallint[], p_lanes bytea[], p_states bytea[], p_expires double precision[],
+    OUT effect text, OUT versions bigint[]) LANGUAGE plpgsql AS $$
+BEGIN
+    WITH stored AS (
+        INSERT INTO budget AS b (namespace, queue, kind, lane, version, state, expires)
+        SELECT p_namespace, p_queue, s.kind, s.lane, nextval('version_sequence'), s.state, s.expires
+        FROM unnest(p_kinds, p_lanes, p_states, p_expires) AS s (kind, lane, state, expires)
+        ON CONFLICT (queue, kind, lane) DO UPDATE SET version = excluded.version,
+            state = excluded.state, expires = excluded.expires
+        RETURNING kind, lane, version
+    )
+    SELECT array_agg(stored.version ORDER BY s.n) INTO versions
+    FROM unnest(p_kinds, p_lanes) WITH ORDINALITY AS s (kind, lane, n)
+        JOIN stored ON stored.kind = s.kind AND stored.lane = s.lane;
+    effect := ROW (grant_v1(p_namespace, p_now, p_queue, p_seqs, p_worker, p_peer, p_number,
+        p_lease), NULL)::effect_v1::text;
+END $$;
+
 -- Grant the first jobs of a queue that no limiter bounds.
 CREATE FUNCTION take_v1(p_namespace integer, p_now double precision, p_queue integer,
     p_left bigint, p_limit bigint, p_worker bytea, p_peer bytea, p_number bigint,
