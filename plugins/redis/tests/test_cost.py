@@ -88,6 +88,8 @@ async def test_calls_cost_the_same_however_much_is_stored(
             await storage.submit([new_job(delay=3600.0) for _ in range(400)])
             await storage.submit([new_job(lane="busy") for _ in range(400)])
             await storage.submit([new_job() for _ in range(400)])
+        # The first call after a sweep tells the next one to come.
+        await storage.sweep(SweepRequest())
         assert await costs(storage) == empty
 
 
@@ -112,3 +114,30 @@ async def test_calls_of_many_tasks_go_out_together(
         replies = await asyncio.gather(*(storage.submit([new_job()]) for _ in range(1_000)))
         assert len({reply.sequence for (reply,) in replies}) == 1_000
         assert server.client().info("clients")["connected_clients"] == before
+
+
+async def test_a_sweep_looks_only_at_queues_where_something_is_due(
+    start_server: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    """Those that hold jobs for later, for ever, or none any more, cost nothing."""
+    server = start_server()
+    meter = Meter(server)
+
+    async def settled(storage: RedisStorage) -> int:
+        for _ in range(2):
+            await storage.sweep(SweepRequest())
+        return await meter.of(storage.sweep(SweepRequest()))
+
+    async with open_store(server.url) as storage:
+        alone = await settled(storage)
+        queues = [f"q{number}" for number in range(200)]
+        await storage.submit([new_job(queue=queue, result_ttl=None) for queue in queues])
+        leases = (await storage.claim(claim(200, queues=tuple(queues)))).leases
+        assert len(leases) == 200
+        await storage.settle(succeed(leases))
+        await storage.submit([new_job(queue=queue, delay=3600.0) for queue in queues])
+        await storage.submit([new_job(queue=f"{queue}-ready") for queue in queues])
+        assert await settled(storage) == alone
+        await storage.submit([new_job(queue="q0", delay=0.001)])
+        await asyncio.sleep(0.002)
+        assert [change.queue for change in (await storage.sweep(SweepRequest())).changes] == ["q0"]

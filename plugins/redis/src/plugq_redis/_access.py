@@ -10,7 +10,7 @@ _IN_SCRIPTS = (
     "hdel hexists hget hgetall hincrby hkeys hmget hset",
     "zadd zcard zcount zrange zrangebylex zrangebyscore zrank zrem zremrangebyrank",
     "zremrangebyscore zrevrangebyscore zscore",
-    "publish pubsub sadd smembers",
+    "publish pubsub sadd smembers srem",
 )
 #: Those that are sent by themselves. Without the right to CONFIG GET the start can not tell how
 #: often the server syncs its file.

@@ -100,6 +100,7 @@ local function pick(q, most, made)
       park_lane(q, lane, till)
     else
       q.parked, q.changed = till, true
+      look_at(q, till)
     end
   end
   local want = wanted(a)
@@ -156,6 +157,7 @@ local function grant(q, most, made)
     if j.deadline then
       call('ZREM', q.overdue, j.id)
       call('ZADD', q.running_overdue, j.deadline, j.id)
+      expect(q, j.deadline)
     end
     local m = moving(j)
     call('HSET', j.hash, 'm', m)
@@ -164,6 +166,7 @@ local function grant(q, most, made)
     made.leases[#made.leases + 1] = lease_of(j, m, j.k, j.body)
   end
   in_chunks('ZADD', q.leases, leases)
+  expect(q, made.till)
   made.granted = q
 end
 

@@ -139,6 +139,7 @@ local function park_lane(q, name, till)
   local lane = lane_of(q, name)
   lane.parked = till
   call('ZADD', q.parked_lanes, till, name)
+  look_at(q, till)
   balance(q, lane)
 end
 

@@ -37,6 +37,7 @@ for _, item in ipairs(items) do
     end
   end
   q.changed = true
+  look_at(q, now)
   if kind ~= 'drain' then q.fresh = ready_count(q) end
 end
 return {close('')}
