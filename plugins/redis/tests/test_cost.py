@@ -141,3 +141,23 @@ async def test_a_sweep_looks_only_at_queues_where_something_is_due(
         await storage.submit([new_job(queue="q0", delay=0.001)])
         await asyncio.sleep(0.002)
         assert [change.queue for change in (await storage.sweep(SweepRequest())).changes] == ["q0"]
+
+
+async def test_passing_over_overdue_heads_of_lanes_reads_each_place_once_or_twice(
+    start_server: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """And not for each of them as many as the claim asks for."""
+    server = start_server()
+    async with open_store(server.url) as storage:
+        jobs = [new_job(lane=f"l{number}", deadline_in=0.001) for number in range(300)]
+        await storage.submit([*jobs, *(new_job() for _ in range(300))])
+        await asyncio.sleep(0.002)
+        with server.client().monitor() as monitor:
+            assert len((await storage.claim(claim(300))).leases) == 300
+            server.command("ECHO", "end")
+            read = 0
+            for command in iter(lambda: monitor.next_command()["command"], "ECHO end"):
+                if command.startswith("ZRANGE ") and ":ready " in command:
+                    first, last = command.split()[2:4]
+                    read += int(last) - int(first) + 1
+        assert read <= 4 * 600

@@ -51,7 +51,7 @@ class Store:
         return [each.queue for each in (await self.storage.stats()).queues]
 
     def keys(self) -> set[str]:
-        return {key.decode().rpartition("}:")[2] for key in self.server.client().keys()}
+        return {key.decode().rpartition("}:")[2] for key in self.server.client().scan_iter()}
 
 
 @pytest.fixture

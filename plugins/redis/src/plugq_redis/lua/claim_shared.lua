@@ -26,10 +26,13 @@ local function walk(q, most, visit, read)
   local seen, passed, places = 0, 0, {}
   local bound = 2 * most + 100
   local index, fetched = 1, 0
+  local much = math.max(1, math.min(most, CHUNK))
+  local size = much
   while true do
     if index > fetched then
-      places = call('ZRANGE', q.ready, seen, seen + math.max(1, math.min(most, CHUNK)) - 1)
+      places = call('ZRANGE', q.ready, seen, seen + size - 1)
       index, fetched = 1, #places
+      size = math.min(2 * size, much)
       if fetched == 0 then return true end
     end
     local place = places[index]
@@ -42,10 +45,10 @@ local function walk(q, most, visit, read)
       passed = passed + 1
       if passed > bound then return false end
       pass_over(q, j, place)
-      -- The next job of its lane may have come in behind it.
+      -- The next job of its lane may have come in behind it, and be overdue as well.
       if j.lane then
         settle_order(q)
-        fetched = 0
+        fetched, size = 0, 1
       end
       index = index + 1
     else
