@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from plugq.protocols import ClaimRequest, NewJob, SweepRequest
+from plugq.protocols import ClaimRequest, Configure, NewJob, QueueSettings, SweepRequest
 from plugq_redis import RedisStorage
 
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
@@ -161,3 +161,39 @@ async def test_passing_over_overdue_heads_of_lanes_reads_each_place_once_or_twic
                     first, last = command.split()[2:4]
                     read += int(last) - int(first) + 1
         assert read <= 4 * 600
+
+
+async def test_another_lane_max_running_looks_at_some_lanes_at_a_time(
+    start_server: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    """The limit holds from the first claim on; sweeps show what may run besides."""
+    server = start_server()
+    meter = Meter(server)
+
+    async def configured(storage: RedisStorage, most: int) -> int:
+        settings = QueueSettings(queue="q", lane_max_running=most)
+        return await meter.of(storage.edit(Configure((settings,))))
+
+    async def swept(storage: RedisStorage) -> int:
+        costs = [await meter.of(storage.sweep(SweepRequest()))]
+        while (await storage.sweep(SweepRequest())).next_in == 0:
+            costs.append(await meter.of(storage.sweep(SweepRequest())))
+        return max(costs)
+
+    async with open_store(server.url) as storage:
+        for _ in range(3):
+            jobs = [new_job(lane=f"l{number}") for number in range(6_000)]
+            await storage.submit(jobs)
+        assert await configured(storage, 2) < 15_000
+        assert await swept(storage) < 15_000
+        leases = (await storage.claim(claim(100_000))).leases
+        assert len(leases) == 12_000
+        await storage.settle(succeed(leases))
+        await storage.submit([new_job(lane=f"l{number}") for number in range(6_000)])
+        # Two jobs of each lane are shown, and only one of them may run now.
+        assert await configured(storage, 1) < 15_000
+        leases = (await storage.claim(claim(100_000))).leases
+        assert len(leases) == len({lease.lane for lease in leases}) == 6_000
+        assert await swept(storage) < 15_000
+        await storage.settle(succeed(leases))
+        assert len((await storage.claim(claim(100_000))).leases) == 6_000

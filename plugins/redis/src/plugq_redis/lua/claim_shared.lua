@@ -18,6 +18,13 @@ local function pass_over(q, j, place)
   if j.lane then withdraw(q, j) else hide(q, place) end
 end
 
+-- Whether a lane was not up to date, and is now.
+local function is_new(q, name)
+  if q.turned == q.turn then return false end
+  local _, turned = lane_of(q, name)
+  return turned
+end
+
 -- Walks the first jobs of the ready order, which stand until the walk is over. Those past their
 -- deadline leave it. The visitor returns whether it wants no more. Returns whether it saw all that
 -- it could.
@@ -51,6 +58,10 @@ local function walk(q, most, visit, read)
         fetched, size = 0, 1
       end
       index = index + 1
+    elseif j.lane and is_new(q, j.lane) then
+      -- The places from here on may be others now.
+      settle_order(q)
+      fetched, size = 0, 1
     else
       seen = seen + 1
       index = index + 1

@@ -87,7 +87,7 @@ local function open(name)
   local base = PREFIX .. '{' .. NAMESPACE .. '/' .. encoded(name) .. '}:'
   q = {
     name = name, base = base, job = base .. 'j:', ready = base .. 'ready', lane_of = base .. 'l:',
-    lanes_key = base .. 'lanes', idle = base .. 'idle', delayed = base .. 'delayed',
+    idle = base .. 'idle', delayed = base .. 'delayed',
     leases = base .. 'leases', overdue = base .. 'overdue', running_overdue = base .. 'ending',
     expiry = base .. 'expiry', all = base .. 'all', keys = base .. 'unique',
     throttles = base .. 'throttles', parked_lanes = base .. 'parked', tallies_key = base .. 'tally',
@@ -99,11 +99,11 @@ local function open(name)
     q.exists = true
     q.paused, q.draining, q.token, q.running, q.waiting, q.max_running, q.lane_max, q.max_length,
       q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings, q.due,
-      q.look = unpack_all(stored)
+      q.look, q.turned, q.turn, q.cursor = unpack_all(stored)
   else
     q.paused, q.draining, q.token, q.running, q.waiting = false, false, 0, 0, 0
     q.lane_max, q.by_queue, q.by_lane, q.revision = 1, false, false, 0
-    q.limits, q.lane_limits = '', ''
+    q.limits, q.lane_limits, q.turned, q.turn = '', '', 0, 0
   end
   queues[name] = q
   touched[#touched + 1] = q
@@ -128,7 +128,8 @@ local function store(q)
   q.changed = false
   call('SET', q.base .. 'queue', pack(
     q.paused, q.draining, q.token, q.running, q.waiting, q.max_running, q.lane_max, q.max_length,
-    q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings, q.due, q.look))
+    q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings, q.due, q.look,
+    q.turned, q.turn, q.cursor))
 end
 
 -- Notes that something is due in a queue at that time.

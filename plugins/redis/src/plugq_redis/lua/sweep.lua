@@ -110,7 +110,7 @@ local function sweep(q)
   expire_keys(q, limit)
 end
 
-local soonest, let, states = nil, 0, 0
+local soonest, let, states, turning = nil, 0, 0, false
 
 local function first(key)
   return tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
@@ -137,6 +137,7 @@ end
 -- Keeps when the next sweep has to look at a queue, whatever that one is asked for.
 local function keep_times(q, due_at)
   local look = first(q.base .. 'limits:over')
+  if q.turned < q.turn then look = now end
   if q.by_queue or q.by_lane then look = least(least(look, q.parked), first(q.parked_lanes)) end
   if slots(q, ready_count(q)) > 0 and call('ZCARD', q.idle) > 0 then
     -- Those who are woken for them may have gone.
@@ -158,6 +159,7 @@ end
 
 local function look_after(q)
   sweep(q)
+  turning = turn_lanes(q, CHUNK) or turning
   if q.by_queue or q.by_lane then let = let + let_in(q, limit - let, now) end
   states = states + forget_states(q, limit - states)
   local at = nil
@@ -205,5 +207,5 @@ if not CLUSTER or name == '' then
 end
 local next_in = nil
 if soonest then next_in = math.max(0, soonest - now) end
-if let >= limit or states >= limit or (more and end_leases) then next_in = 0 end
+if let >= limit or states >= limit or turning or (more and end_leases) then next_in = 0 end
 return {close('', true), pack(next_in), pack(changes)}
