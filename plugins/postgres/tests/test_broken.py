@@ -78,9 +78,19 @@ FAULTS = {
         "test_a_higher_priority_comes_first",
     ),
     "no look at who is dead": (
-        "AND alive_v1(p.pid)",
+        "AND alive_v1(p.pid, p.started)",
         "",
         "test_a_killed_process_is_woken_in_place_of_no_other_for_long",
+    ),
+    "idle for what was claimed from last": (
+        "SELECT unnest(peer.queues) WHERE peer.woken = 0 UNION",
+        "",
+        "test_a_peer_idles_for_all_that_it_claimed_from",
+    ),
+    "a lost lease that hides what was never received": (
+        "array_agg(job.seq) FILTER (WHERE job.seq IS NOT NULL)",
+        "array_agg(job.seq)",
+        "test_a_holder_that_lost_a_lease_gives_back_what_it_never_received",
     ),
     "no memory of claims": (
         "IF p_limit > 0 AND repeated_v1(p_namespace, p_worker, p_number) THEN",

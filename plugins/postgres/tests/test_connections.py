@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from plugq.errors import InvalidJob, Unavailable
+from plugq.errors import InvalidJob, OutcomeUnknown, Unavailable
 from plugq.job import JobRef, JobState
 from plugq.protocols import NewJob, SubmitStatus, UniqueKey, UniqueMode
 from plugq_postgres import PostgresStorage
@@ -332,3 +332,34 @@ async def test_a_connection_to_another_database_is_refused(
                         pass
         finally:
             await admin.execute(f"DROP DATABASE {other} WITH (FORCE)")
+
+
+async def test_a_statement_that_is_given_up_may_have_come_to_its_end(
+    server_url: str, open_store: Open, new_job: Make
+) -> None:
+    """The driver waits for it, and the transaction is whole then."""
+    async with open_store(lock_timeout="10ms", statement_timeout="10ms") as storage:
+        holder = await asyncpg.connect(server_url)
+        with psycopg.connect(server_url) as db:
+            held = holder.transaction()
+            await held.start()
+            await holder.execute("LOCK TABLE plugq.inbox IN ACCESS EXCLUSIVE MODE")
+            giving_up = asyncio.create_task(storage.submit_within(db, [new_job("a")]))
+            watcher = await asyncpg.connect(server_url)
+            # Longer than the deadline of the call.
+            while (
+                await watcher.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+                    "AND query LIKE '%submit_within_v1%' AND pid <> pg_backend_pid() "
+                    "AND now() - query_start > interval '2 s'"
+                )
+                == 0
+            ):
+                assert not giving_up.done()
+                await asyncio.sleep(0.01)
+            await held.rollback()
+            with pytest.raises(OutcomeUnknown, match="roll the transaction back"):
+                await giving_up
+            db.rollback()
+        await watcher.close()
+        await holder.close()

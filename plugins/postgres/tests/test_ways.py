@@ -54,8 +54,12 @@ async def test_a_server_is_reached_by_tls_alone(
         data = server.folder / "data"
         certified(data)
         db = await asyncpg.connect(server.url)
-        await db.execute("ALTER SYSTEM SET ssl = on")
-        await db.close()
+        try:
+            if not await db.fetchval("SHOW ssl_library"):
+                pytest.skip("the server was built without TLS")
+            await db.execute("ALTER SYSTEM SET ssl = on")
+        finally:
+            await db.close()
         (data / "pg_hba.conf").write_text("hostssl all all all trust\n")
         await asyncio.to_thread(server.stop, "fast")
         await asyncio.to_thread(server.start)

@@ -227,6 +227,17 @@ async def test_the_user_says_how_long_to_wait_for_the_lock(
         assert await stored(storage, "b") is JobState.QUEUED
 
 
+async def test_who_waits_no_longer_than_the_lock_learns_what_it_waited_for(
+    open_store: OpenStore, new_job: NewJobs, tmp_path: Path
+) -> None:
+    async with open_store() as storage:
+        with connect(tmp_path) as first, connect(tmp_path, timeout=1.0) as second:
+            await storage.submit_within(first, [new_job("a")])
+            with pytest.raises(Unavailable, match="is locked by another connection"):
+                async with asyncio.timeout(1.0):
+                    await storage.submit_within(second, [new_job("b")])
+
+
 async def test_a_temporary_table_that_hides_one_is_refused(
     open_store: OpenStore, new_job: NewJobs, tmp_path: Path
 ) -> None:

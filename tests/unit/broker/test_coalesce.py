@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from plugq.broker.coalesce import Coalescer, Coalescers
-from plugq.errors import Unavailable
+from plugq.errors import OutcomeUnknown, Unavailable
 
 
 class Verb:
@@ -182,6 +182,31 @@ async def test_a_queue_that_fails_fails_for_its_own_callers() -> None:
     assert [type(result) for result in results] == [list, Unavailable, Unavailable, list]
     assert (results[0], results[3]) == ([1], [9])
     assert sorted(map(sorted, verb.calls[2:])) == [[1, 3], [2, 101], [100]]
+    await coalescer.stop()
+
+
+async def test_what_may_have_happened_stays_unknown_when_the_second_call_is_refused() -> None:
+    verb = Verb()
+    verb.gate.clear()
+
+    async def breaks(items: Sequence[int]) -> Sequence[int]:
+        answers = await verb(items)
+        if len(items) > 1:
+            raise OutcomeUnknown("the connection broke")
+        if items != [0]:
+            raise Unavailable("the server refuses")
+        return answers
+
+    coalescer = Coalescer(breaks, queue=str)
+    first = asyncio.create_task(coalescer.call([0]))
+    await verb.entered.wait()
+    calls = [asyncio.create_task(coalescer.call([item])) for item in (1, 2)]
+    await asyncio.sleep(0)
+    verb.gate.set()
+    assert await first == [0]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [OutcomeUnknown, OutcomeUnknown]
+    assert verb.calls[1:] == [[1, 2], [1], [2]]
     await coalescer.stop()
 
 

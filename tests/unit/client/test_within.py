@@ -66,7 +66,8 @@ async def test_jobs_go_to_the_connection_that_is_given() -> None:
         await client.submit(plugq.job("t"), connection=None)
         assert (await client.stats()).counts["queued"] == 1
     assert {noted for noted, _ in storage.noted} == {connection}
-    assert [len(ids) for _, ids in storage.noted] == [1, 1000, 500]
+    # What is refused leaves the transaction as it was, so many are one call, too.
+    assert [len(ids) for _, ids in storage.noted] == [1, 1500]
 
 
 async def test_a_storage_without_transactions_says_so() -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from plugq.errors import PlugqError
+from plugq.errors import OutcomeUnknown, PlugqError, Unavailable
 from plugq.lifecycle import cancel_and_wait
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Coalescer(Generic[Item, Answer]):
     ``refused`` knows the answers that say that nothing of a call was done. A caller who gets one
     from a merged call is asked for alone, since somebody else's items may be the reason. For the
     same reason callers of other queues are asked for apart, where ``queue`` tells whose an item is,
-    when a merged call fails.
+    when a merged call fails; what may have happened stays unknown if they are then refused.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class Coalescer(Generic[Item, Answer]):
     async def _answer(
         self,
         group: list[tuple[Sequence[Item], asyncio.Future[Sequence[Answer]]]],
+        *,
+        unknown: bool = False,
     ) -> None:
         try:
             if len(group) == 1:
@@ -102,8 +104,11 @@ class Coalescer(Generic[Item, Answer]):
                 answers = await self._verb([item for items, _ in group for item in items])
         except BaseException as error:
             if isinstance(error, PlugqError) and len(parts := self._parts(group)) > 1:
-                await asyncio.gather(*map(self._answer, parts))
+                maybe = isinstance(error, OutcomeUnknown)
+                await asyncio.gather(*(self._answer(part, unknown=maybe) for part in parts))
                 return
+            if unknown and isinstance(error, Unavailable):
+                error = OutcomeUnknown(str(error))
             _fail([future for _, future in group], error)
             if not isinstance(error, Exception):
                 raise

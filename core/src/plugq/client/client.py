@@ -222,8 +222,8 @@ class Client(Lifecycle):
     ) -> list[JobHandle[R]]:
         """Submit jobs and return their handles, in order.
 
-        All of them are checked before any is stored. Each thousand is stored in one step, and all
-        in your transaction with a ``connection``, as by :meth:`submit`.
+        All of them are checked before any is stored. Each thousand is stored in one step. With a
+        ``connection`` all of them are, in your transaction, as by :meth:`submit`.
 
         Raises:
             InvalidJob: one, or the connection, can not be; nothing was stored.
@@ -238,8 +238,10 @@ class Client(Lifecycle):
         wanted = list(requests)
         jobs = await self._prepare(wanted, asked)
         handles: list[JobHandle[R]] = []
-        for start in range(0, len(jobs), CHUNK):
-            chunk = jobs[start : start + CHUNK]
+        # What is refused must leave a transaction of the user's as it was.
+        size = CHUNK if connection is None else max(1, len(jobs))
+        for start in range(0, len(jobs), size):
+            chunk = jobs[start : start + size]
             try:
                 replies = await self._send(chunk, connection)
             except (OutcomeUnknown, Unavailable) as error:
@@ -250,7 +252,7 @@ class Client(Lifecycle):
             handles += [
                 self._handle(request, job, reply)
                 for request, job, reply in zip(
-                    wanted[start : start + CHUNK],
+                    wanted[start : start + size],
                     chunk,
                     replies,
                     strict=True,

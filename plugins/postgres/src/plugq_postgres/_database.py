@@ -18,7 +18,7 @@ import asyncpg
 from plugq import failpoints
 from plugq.errors import ConfigError, Unavailable
 from plugq_postgres._deadline import cut_off
-from plugq_postgres._faults import AGAIN, SPOILED, fault, unusable
+from plugq_postgres._faults import AGAIN, SPOILED, fault, held_up, unusable
 from plugq_postgres._migrations import LONGEST, NEEDED, migrate, schema_version
 from plugq_postgres._options import duration, quoted, shown
 from plugq_postgres._turns import Turns
@@ -227,12 +227,14 @@ class Database:
             raise ConfigError(message)
         self.namespace = await self._number(db)
 
-    async def _look_again(self, db: Any) -> None:
+    async def look_again(self, db: Any) -> None:
         """Learn every number anew, after a failover to a server that had not received all."""
         self._logger.warning("%s has lost what it knew: numbers are learned anew", self.server)
-        self.on_lost()
-        with contextlib.suppress(Exception):
-            self.namespace = await self._number(db)
+        try:
+            with contextlib.suppress(Exception):
+                self.namespace = await self._number(db)
+        finally:
+            self.on_lost()
 
     async def _number(self, db: Any) -> int:
         """Return the number of the namespace, given to it if it has none."""
@@ -305,6 +307,19 @@ class Database:
 
         return await self._call(run, writes=False)
 
+    async def time(self) -> float:
+        """Return the time in the namespace.
+
+        Raises:
+            Unavailable: the server can not be reached.
+        """
+        [row] = await self.read(
+            f"SELECT {self.schema}.clock_v1($1, $2) AS now",
+            self.namespace,
+            self.at,
+        )
+        return self.now(row["now"])
+
     async def write(self, statement: str, *values: Any, queues: Collection[int] = ()) -> Any:
         """Run one statement, a transaction of its own, and return its first row.
 
@@ -367,8 +382,7 @@ class Database:
                 async with asyncio.timeout(self._lock):
                     await stack.enter_async_context(self._turns.at(queues))
             except TimeoutError:
-                message = f"{self.server}: other calls held the queue for longer than lock_timeout"
-                raise Unavailable(message) from None
+                raise held_up(self.server) from None
             return await self._with_tries(run, writes=writes)
 
     async def _with_tries(self, run: Callable[[Any], Awaitable[T]], *, writes: bool) -> T:
@@ -396,7 +410,7 @@ class Database:
             raise
         except Exception as error:  # noqa: BLE001 - the caller gets what it means
             if getattr(error, "sqlstate", None) == _UNKNOWN_NUMBERS:
-                await self._look_again(db)
+                await self.look_again(db)
             if isinstance(error, SPOILED):
                 # One that is closed already can not be cut off.
                 with contextlib.suppress(asyncpg.InterfaceError):

@@ -27,8 +27,12 @@ SPOILED = (
     TimeoutError,
 )
 
+
+class HeldUp(Unavailable):
+    """Nothing happened, since others held a queue of the call for too long."""
+
+
 _TEXTS: tuple[tuple[type[Exception], str], ...] = (
-    (_exceptions.LockNotAvailableError, "other calls held the queue for longer than lock_timeout"),
     (
         _exceptions.QueryCanceledError,
         "the call was cancelled, or took longer than statement_timeout",
@@ -77,6 +81,8 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return InvalidJob(f"a name is too long for PostgreSQL; shorten it: {_line(error)}")
     if getattr(error, "sqlstate", None) == "PQ002":
         return Unavailable(f"{server} has lost queues that it had; try again")
+    if isinstance(error, _exceptions.LockNotAvailableError):
+        return held_up(server)
     for kind, text in _TEXTS:
         if isinstance(error, kind):
             return Unavailable(f"{server}: {text}")
@@ -84,11 +90,14 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return OutcomeUnknown(f"{server}: the connection broke before the answer came")
     if isinstance(error, TimeoutError):
         return Unavailable(f"{server} did not answer in time")
-    if isinstance(error, _exceptions.DataError | OverflowError | UnicodeError):
-        return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
-    if isinstance(error, asyncpg.DataError):
+    if isinstance(error, _exceptions.DataError | asyncpg.DataError | OverflowError | UnicodeError):
         return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
+
+
+def held_up(server: str) -> HeldUp:
+    """Return what its caller gets when others held a queue for too long."""
+    return HeldUp(f"{server}: other calls held the queue for longer than lock_timeout")
 
 
 def unusable(error: BaseException, server: str, url: str, schema: str) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -21,18 +22,16 @@ class Gathering(Generic[T, R]):
         spawn: Callable[[Awaitable[None]], object],
         weigh: Callable[[T], int],
         most: int,
+        done: Callable[[], object],
     ) -> None:
         self._flush = flush
         self._spawn = spawn
         self._weigh = weigh
         self._most = most
+        #: Called when nothing is under way or waiting any more.
+        self._done = done
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._busy = False
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is under way or waiting."""
-        return not self._busy and not self._waiting
 
     async def call(self, item: T) -> R:
         """Return the answer to one call, made with others; a caller that goes away harms none."""
@@ -49,6 +48,7 @@ class Gathering(Generic[T, R]):
                 await self._serve(calls)
         finally:
             self._busy = False
+            self._done()
 
     def _next(self) -> list[tuple[T, asyncio.Future[R]]]:
         weight = count = 0
@@ -70,6 +70,7 @@ class Gathering(Generic[T, R]):
             if future.done():
                 continue
             if isinstance(answer, Exception):
-                future.set_exception(answer)
+                # Each caller raises one of its own, whose traceback is not that of others.
+                future.set_exception(copy(answer))
             else:
                 future.set_result(answer)

@@ -21,13 +21,14 @@ import msgspec
 from plugq.errors import PlugqError, Unavailable
 from plugq.job import JobRef
 from plugq.lifecycle import cancel_and_wait
-from plugq.protocols.storage import BACKLOG, CancelAsked, Finished, Wake
+from plugq.protocols.storage import BACKLOG, CancelAsked, Finished, Resync, Wake
 from plugq_postgres._faults import fault
-from plugq_postgres._packets import Parts, letters, read_letter, read_told, resync, told
+from plugq_postgres._packets import EVERYBODY, Parts, letters, read_letter, read_told, resync, told
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Sequence
+    from datetime import datetime
 
     from plugq.events import JobEvent
     from plugq.protocols.storage import Notice
@@ -45,6 +46,20 @@ _POLL = 1.0
 #: How long stop() tries to tell what is left to tell, in seconds.
 _PARTING = 1.0
 
+#: Whether this is the session that listens, the number of the namespace, and who is not known.
+#: A peer that another process watches now is that one's.
+_LOOK = """
+    SELECT pg_backend_pid() AS pid,
+        (SELECT id FROM {schema}.namespace WHERE name = $1) AS namespace,
+        ARRAY(SELECT n FROM unnest($3::bytea[]) AS n WHERE NOT EXISTS (
+            SELECT 1 FROM {schema}.peer p WHERE p.namespace = $2 AND p.name = n
+                AND (p.channel <> $4 OR p.pid = $5 AND p.started = $6)
+        )) AS peers,
+        NOT EXISTS (SELECT 1 FROM {schema}.listener l WHERE l.namespace = $2 AND l.channel = $4
+            AND l.pid = $5 AND l.started = $6) AS deaf
+"""
+#: A pooler makes up the number that it tells its clients; the server's own is looked up.
+_SESSION = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 #: What is said is a hint: nobody waits until the disk has it.
 _SEND = (
     "WITH s AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS off) "
@@ -67,13 +82,17 @@ class Hub:
         self._database = database
         self._names = names
         self._logger = logger
+        self._namespace = namespace.encode()
         self._channel = f"plugq_{secrets.token_hex(12)}"
         mark = hashlib.sha256(f"{options.schema}\0{namespace}".encode()).hexdigest()[:24]
         self._events_channel = f"plugq_events_{mark}"
         self._watches: dict[str, Watch] = {}
         self._listeners: set[Listener] = set()
         self._db: asyncpg.Connection | None = None
+        #: The server's process that listens, and when it started.
         self._pid = 0
+        self._started: datetime | None = None
+        self._doubt = asyncio.Event()
         self._tried = asyncio.Event()
         self._failure: PlugqError | None = None
         self._loop: asyncio.Task[None] | None = None
@@ -81,6 +100,8 @@ class Hub:
         self._mail: list[Sequence[Any]] = []
         self._told: list[JobEvent] = []
         self._told_too_much = False
+        #: Channels whose letters could not be sent: a resync stands for them.
+        self._unsent: set[str] = set()
         self._turn = asyncio.Lock()
         self._open = False
         self._letter_parts, self._event_parts = Parts(), Parts()
@@ -119,6 +140,7 @@ class Hub:
             await _close(db)
         self._mail.clear()
         self._told.clear()
+        self._unsent.clear()
 
     async def _forget_all(self) -> None:
         schema = self._database.schema
@@ -151,13 +173,14 @@ class Hub:
         del self._watches[watch.peer]
         # One that can not be taken off the list is found to be gone when it is to be woken.
         with contextlib.suppress(PlugqError):
-            await self._database.write(
-                f"DELETE FROM {self._database.schema}.peer "  # noqa: S608 - a quoted name
-                "WHERE namespace = $1 AND name = $2 AND channel = $3",
-                self._database.namespace,
-                watch.peer.encode(),
-                self._channel,
-            )
+            async with self._turn:
+                await self._database.write(
+                    f"DELETE FROM {self._database.schema}.peer "  # noqa: S608 - a quoted name
+                    "WHERE namespace = $1 AND name = $2 AND channel = $3",
+                    self._database.namespace,
+                    watch.peer.encode(),
+                    self._channel,
+                )
 
     async def enter_listener(self, listener: Listener) -> None:
         """Let events be told, and hear them."""
@@ -178,37 +201,40 @@ class Hub:
         self._listeners.discard(listener)
         if not self._listeners:
             with contextlib.suppress(PlugqError):
-                await self._database.write(
-                    f"DELETE FROM {self._database.schema}.listener "  # noqa: S608 - a quoted name
-                    "WHERE namespace = $1 AND channel = $2",
-                    self._database.namespace,
-                    self._channel,
-                )
+                async with self._turn:
+                    await self._database.write(
+                        f"DELETE FROM {self._database.schema}.listener "  # noqa: S608 - a quoted name
+                        "WHERE namespace = $1 AND channel = $2",
+                        self._database.namespace,
+                        self._channel,
+                    )
 
     async def _know_peers(self, peers: Sequence[str]) -> None:
         if self._polls:
             # Nothing would reach them, and nobody could see that they are gone.
             return
         await self._database.write(
-            f"INSERT INTO {self._database.schema}.peer (namespace, name, channel, pid) "  # noqa: S608 - a quoted name
-            "SELECT $1, p, $3, $4 FROM unnest($2::bytea[]) AS p "
-            "ON CONFLICT (namespace, name) DO UPDATE SET channel = $3, pid = $4, queues = '{}', "
-            "since = 0",
+            f"INSERT INTO {self._database.schema}.peer (namespace, name, channel, pid, started) "  # noqa: S608 - a quoted name
+            "SELECT $1, p, $3, $4, $5 FROM unnest($2::bytea[]) AS p "
+            "ON CONFLICT (namespace, name) DO UPDATE SET channel = $3, pid = $4, started = $5, "
+            "queues = '{}', since = 0, woken = 0",
             self._database.namespace,
             sorted(peer.encode() for peer in peers),
             self._channel,
             self._pid,
+            self._started,
         )
 
     async def _know_listener(self) -> None:
         if self._polls:
             return
         await self._database.write(
-            f"INSERT INTO {self._database.schema}.listener VALUES ($1, $2, $3) "  # noqa: S608 - a quoted name
-            "ON CONFLICT (namespace, channel) DO UPDATE SET pid = $3",
+            f"INSERT INTO {self._database.schema}.listener VALUES ($1, $2, $3, $4) "  # noqa: S608 - a quoted name
+            "ON CONFLICT (namespace, channel) DO UPDATE SET pid = $3, started = $4",
             self._database.namespace,
             self._channel,
             self._pid,
+            self._started,
         )
         self.listened = True
 
@@ -258,32 +284,69 @@ class Hub:
         settings["dsn"] = self._options.listen_url or self._options.url
         settings["command_timeout"] = self._database.deadline
         db = await asyncpg.connect(**settings)
-        lost = asyncio.Event()
         self._letter_parts.clear()
         self._event_parts.clear()
         try:
-            db.add_termination_listener(lambda _: lost.set())
+            db.add_termination_listener(lambda _: self.look_soon())
             await db.add_listener(self._channel, self._hear_letter)
             await db.add_listener(self._events_channel, self._hear_events)
-            self._db, self._pid = db, db.get_server_pid()
-            async with self._turn:
-                if self._watches:
-                    await self._know_peers(list(self._watches))
-                if self._listeners:
-                    await self._know_listener()
+            self._pid, self._started = await db.fetchrow(_SESSION, timeout=_LOOK_EVERY)
+            self._db = db
+            await self._look(db)
             self._failure = None
             self._tried.set()
             self._lose_all()
-            while not lost.is_set():
+            while not db.is_closed():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_EVERY):
-                        await lost.wait()
-                if not lost.is_set():
-                    await db.fetchval("SELECT 1", timeout=_LOOK_EVERY)
+                        await self._doubt.wait()
+                self._doubt.clear()
+                if not db.is_closed():
+                    await self._look(db)
         finally:
             if self._db is db:
                 self._db = None
             db.terminate()
+
+    async def _look(self, db: asyncpg.Connection) -> None:
+        """Make whoever is not known (any more) known again, and let him look again.
+
+        Raises:
+            Unavailable: what listens here is another session.
+        """
+        database = self._database
+        async with self._turn:
+            found = await db.fetchrow(
+                _LOOK.format(schema=database.schema),
+                self._namespace,
+                database.namespace,
+                [peer.encode() for peer in self._watches],
+                self._channel,
+                self._pid,
+                self._started,
+                timeout=_LOOK_EVERY,
+            )
+            if found["pid"] != self._pid:
+                message = f"{database.server}: the session that listens has become another one"
+                raise Unavailable(message)
+            if found["namespace"] != database.namespace:
+                # It looks again with the new number.
+                await database.look_again(db)
+                return
+            watches = {name.decode(): self._watches.get(name.decode()) for name in found["peers"]}
+            if watches:
+                await self._know_peers(list(watches))
+            if self._listeners and found["deaf"]:
+                await self._know_listener()
+                for listener in self._listeners:
+                    listener.lose()
+            for watch in watches.values():
+                if watch is not None:
+                    watch.lose()
+
+    def look_soon(self) -> None:
+        """See whether the others still know who watches and listens here."""
+        self._doubt.set()
 
     def _lose_all(self) -> None:
         receivers: list[Receiver[Any]] = [*self._watches.values(), *self._listeners]
@@ -292,9 +355,15 @@ class Hub:
 
     def _hear_letter(self, *heard: Any) -> None:
         payload = self._letter_parts.take(heard[3])
-        found = None if payload is None else read_letter(payload)
-        if found is not None and (watch := self._watches.get(found[0])) is not None:
-            watch.take(found[1])
+        if payload is None:
+            return
+        found = read_letter(payload)
+        if found is None or found[0] == EVERYBODY:
+            # What a newer version says may be for any of them.
+            for watch in self._watches.values():
+                watch.lose()
+        elif (known := self._watches.get(found[0])) is not None:
+            known.take(found[1])
 
     def _hear_events(self, *heard: Any) -> None:
         payload = self._event_parts.take(heard[3])
@@ -329,8 +398,9 @@ class Hub:
 
     async def _send_all(self) -> None:
         pause = _FIRST_PAUSE
-        while self._mail or self._told or self._told_too_much:
+        while self._mail or self._told or self._told_too_much or self._unsent:
             mail, self._mail = self._mail, []
+            unsent, self._unsent = self._unsent, set()
             events, self._told = self._told, []
             lost, self._told_too_much = self._told_too_much, False
             texts = resync() * lost + told(events)
@@ -339,9 +409,12 @@ class Hub:
                 channels, payloads = self._outgoing(mail)
                 channels += [self._events_channel] * len(texts)
                 payloads += texts
+                for channel in unsent:
+                    channels.append(channel)
+                    payloads += letters(EVERYBODY, [Resync()])
                 await self._database.write(_SEND, channels, payloads)
             except PlugqError as error:
-                # A letter is a hint, and whoever missed it looks by itself; an event is told once.
+                self._unsent = self._unsent | unsent | {letter[0] for letter in mail}
                 self._logger.warning("some notices could not be sent: %s", error)
                 self._told_too_much = bool(texts)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _VERSION = 1
+#: In the place of a peer, which always has a name: all of the process.
+EVERYBODY = ""
 #: The longest packet before base64, and how many of one peer one flush sends.
 _LONGEST, _MOST = 16_000, 16
 #: The longest part of a packet after base64, which also has a mark and a number.

@@ -187,9 +187,9 @@ class Reader:
         database = self._database
         schema = database.schema
         statement = (
-            f"SELECT s.n, {schema}.clock_v1($1, $2) AS now, b.*, "
-            f"EXISTS (SELECT 1 FROM {schema}.inbox WHERE namespace = $1) AS waits "
-            "FROM unnest($3::bytea[]) WITH ORDINALITY AS s (name, n) "
+            f"SELECT s.n, one.now, one.waits, b.* FROM (SELECT {schema}.clock_v1($1, $2) AS now, "
+            f"EXISTS (SELECT 1 FROM {schema}.inbox WHERE namespace = $1) AS waits) one "
+            "LEFT JOIN unnest($3::bytea[]) WITH ORDINALITY AS s (name, n) ON true "
             f"LEFT JOIN {schema}.batch b ON b.namespace = $1 AND b.name = s.name"
         )
         values = (database.namespace, database.at, [name.encode() for name in names])
@@ -199,9 +199,8 @@ class Reader:
             rows = await database.read(statement, *values)
         found: list[BatchCounts | None] = [None] * len(names)
         for row in rows:
-            if row["name"] is None:
-                continue
-            if row["expires"] is None or row["expires"] > database.now(row["now"]):
+            now = database.now(row["now"])
+            if row["since"] is not None and (row["expires"] is None or row["expires"] > now):
                 place = row["n"] - 1
                 counts = {str(state): row[state.value] for state in STATES}
                 found[place] = BatchCounts(batch=names[place], counts=counts)
@@ -261,15 +260,16 @@ class Reader:
             # No byte of UTF-8 is 0xFF, so the last one can always be raised.
             below = f"AND r.key < {_value(values, start[:-1] + bytes([start[-1] + 1]))}"
         rows = await database.read(
-            f"SELECT {database.schema}.clock_v1($1, $2) AS now, r.* "
-            f"FROM {database.schema}.register r WHERE r.namespace = $1 AND r.key >= $3 {below} "
+            f"SELECT one.now, r.* FROM (SELECT {database.schema}.clock_v1($1, $2) AS now) one "
+            f"LEFT JOIN {database.schema}.register r ON r.namespace = $1 AND r.key >= $3 {below} "
             "ORDER BY r.key",
             *values,
         )
         return [
             Register(key=row["key"].decode(), version=row["version"], value=row["value"])
             for row in rows
-            if row["expires"] is None or row["expires"] > database.now(row["now"])
+            if row["key"] is not None
+            and (row["expires"] is None or row["expires"] > database.now(row["now"]))
         ]
 
 

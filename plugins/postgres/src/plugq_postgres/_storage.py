@@ -9,12 +9,15 @@ from plugq.lifecycle import Lifecycle
 from plugq.protocols import checks
 from plugq.protocols.edits import Configure, JobEdit
 from plugq.protocols.plugin import API_VERSION, Capability
-from plugq.protocols.storage import Register, Swapped, SweepReply
+from plugq.protocols.storage import Register, Swapped
 from plugq_postgres import _settle, _submit
+from plugq_postgres._around import settle_around
 from plugq_postgres._claims import claim_limited
 from plugq_postgres._database import Database
 from plugq_postgres._edit import edit_jobs, edit_queues
+from plugq_postgres._faults import HeldUp
 from plugq_postgres._gather import Gathering
+from plugq_postgres._held import Held
 from plugq_postgres._hub import Hub
 from plugq_postgres._migrations import migration_sql
 from plugq_postgres._names import Names
@@ -22,7 +25,7 @@ from plugq_postgres._options import PostgresOptions, checked
 from plugq_postgres._reads import Reader
 from plugq_postgres._receivers import Listener, Watch
 from plugq_postgres._restore import restore
-from plugq_postgres._sweep import look, sweep
+from plugq_postgres._sweeper import Sweeper
 from plugq_postgres._transaction import Transaction
 from plugq_postgres._upkeep import facts_of, layout_of, migrated
 from plugq_postgres._within import Within
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         SettleReply,
         Stats,
         SubmitReply,
+        SweepReply,
         SweepRequest,
     )
     from plugq.protocols.upkeep import Fact, Layout
@@ -96,8 +100,12 @@ class PostgresStorage(Lifecycle):
         self._context = context
         self._database = Database(options, context.clock, context.logger, pool)
         self._names = Names(self._database)
-        self._database.on_lost = self._names.forget
         self._hub = Hub(options, self._database, self._names, context.namespace, context.logger)
+        self._database.on_lost = self._lost
+        self._held = Held(self._database)
+        self._sweeper = Sweeper(
+            self._database, self._held, self._holding, lambda: self._admit(None), context.logger
+        )
         self._reader = Reader(self._database, self._names, self._admit)
         self._within = Within(self._database, context.namespace)
         #: By the queues that they name, so that a queue that is held up holds up no other.
@@ -109,6 +117,10 @@ class PostgresStorage(Lifecycle):
         self._names.forget()
         await self._database.start(self._context.namespace)
         self._hub.start()
+
+    def _lost(self) -> None:
+        self._names.forget()
+        self._hub.look_soon()
 
     async def _stop(self) -> None:
         await self._hub.stop()
@@ -143,13 +155,15 @@ class PostgresStorage(Lifecycle):
         queues = frozenset(job.queue for job in jobs)
         gathering = self._submissions.get(queues)
         if gathering is None:
-            gathering = Gathering(self._submit_all, self._database.spawn, len, _MOST_JOBS)
+            gathering = Gathering(
+                self._submit_all,
+                self._database.spawn,
+                len,
+                _MOST_JOBS,
+                lambda: self._submissions.pop(queues, None),
+            )
             self._submissions[queues] = gathering
-        try:
-            return await gathering.call(jobs)
-        finally:
-            if gathering.idle and self._submissions.get(queues) is gathering:
-                del self._submissions[queues]
+        return await gathering.call(jobs)
 
     async def _submit_all(
         self, calls: Sequence[Sequence[NewJob]]
@@ -244,7 +258,7 @@ class PostgresStorage(Lifecycle):
         for portion in others:
             replies, _ = await self._settle_portion(portion, None, queues)
             done += replies
-        replies, reply = await self._settle_portion(first, claim, queues)
+        replies, reply = await settle_around(self._held, self._settle_portion, first, claim, queues)
         return [*replies, *done], reply
 
     async def _settle_portion(
@@ -286,8 +300,25 @@ class PostgresStorage(Lifecycle):
         checks.check_renew(leases, lease, holder)
         self._database.check_open()
         queues = await self._names.find({ref.queue for ref in leases})
+        try:
+            return await self._renew(leases, lease, holder, queues)
+        except HeldUp:
+            # The others do not lapse; whoever renews again is told of them.
+            free = await self._held.free(queues.values())
+            part = [ref for ref in leases if queues.get(ref.queue) in free]
+            if part:
+                await self._renew(part, lease, None, queues)
+            raise
+
+    async def _renew(
+        self,
+        leases: Sequence[LeaseRef],
+        lease: float,
+        holder: Holder | None,
+        queues: Mapping[str, int],
+    ) -> list[RenewReply]:
         answer = await self._write(
-            queues.values(),
+            {queues[ref.queue] for ref in leases if ref.queue in queues},
             _settle.RENEW,
             *_settle.renew_arguments(leases, queues),
             lease,
@@ -300,10 +331,8 @@ class PostgresStorage(Lifecycle):
     async def sweep(self, request: SweepRequest) -> SweepReply:
         """Do what time makes due, and wake idle peers where jobs are ready."""
         checks.check_sweep(request)
-        found, self._hub.listened = await look(self._database, request, lambda: self._admit(None))
-        if isinstance(found, SweepReply):
-            return found
-        return await self._holding(lambda tx: sweep(tx, request, found), found, complete=False)
+        reply, self._hub.listened = await self._sweeper.sweep(request)
+        return reply
 
     async def get(
         self,

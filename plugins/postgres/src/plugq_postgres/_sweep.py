@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 def _first(table: str, condition: str, order: str) -> str:
     """Return a statement for the first rows that time has made due, in the queues of the sweep."""
+    # The queues are written so that no plan looks for the rows by them.
     return (
         f"SELECT {COLUMNS} FROM (SELECT * FROM {table} WHERE namespace = $1 AND {condition} "
-        f"ORDER BY {order} LIMIT $3) j WHERE j.queue = ANY ($4)"
+        f"AND queue::bigint = ANY ($4::bigint[]) ORDER BY {order} LIMIT $3) j"
     )
 
 
@@ -61,9 +62,7 @@ _FORGET = (
     f"u AS ({_forgotten('unique_key', 'queue, key', 'until', of_queues=True)} RETURNING 1), "
     f"b AS ({_forgotten('budget', 'queue, kind, lane', 'expires', of_queues=True)} RETURNING 1), "
     f"c AS ({_forgotten('claimed', 'namespace, worker, number', 'until')} RETURNING 1), "
-    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')} RETURNING 1), "
-    "p AS (DELETE FROM peer WHERE namespace = $1 AND NOT alive_v1(pid)), "
-    "l AS (DELETE FROM listener WHERE namespace = $1 AND NOT alive_v1(pid)) "
+    f"t AS ({_forgotten('batch', 'namespace, name', 'expires')} RETURNING 1) "
     "SELECT greatest((SELECT count(*) FROM r), (SELECT count(*) FROM u), (SELECT count(*) FROM b), "
     "(SELECT count(*) FROM c), (SELECT count(*) FROM t))"
 )
@@ -71,12 +70,13 @@ _IDLE = (
     "SELECT s.id, count(*) FROM (SELECT unnest(p.queues) AS id FROM peer p "
     "WHERE p.namespace = $1) s WHERE s.id = ANY ($2) GROUP BY s.id"
 )
+_DEAD = "SELECT forget_dead_v1($1)"
 _PARKED = (
     "SELECT * FROM queue WHERE id = ANY ($1) "
     "AND (parked_until <= $2 OR lane_limits <> '') ORDER BY id"
 )
 _NEXT = "SELECT next_v1($1, $2, $3)"
-_LOOK = "SELECT * FROM {schema}.look_v1($1, $2, $3, $4, $5, $6)"
+_LOOK = "SELECT * FROM {schema}.look_v1($1, $2, $3, $4, $5, $6, $7)"
 
 
 class _Sweep:
@@ -106,6 +106,7 @@ class _Sweep:
         await self._let_in()
         forgotten = await tx.db.fetchval(_FORGET, tx.namespace, tx.now, self.limit, self.queues)
         self.more = self.more or forgotten >= self.limit
+        await tx.db.execute(_DEAD, tx.namespace)
         for queue, peers in await tx.db.fetch(_IDLE, tx.namespace, self.queues):
             tx.opened(queue, peers)
             tx.changed.discard(queue)
@@ -247,12 +248,15 @@ async def sweep(tx: Transaction, request: SweepRequest, queues: Sequence[int]) -
 
 
 async def look(
-    database: Database, request: SweepRequest, admit: Callable[[], Awaitable[None]]
+    database: Database,
+    request: SweepRequest,
+    held: Sequence[int],
+    admit: Callable[[], Awaitable[None]],
 ) -> tuple[SweepReply | Sequence[int], bool]:
     """Return the answer to a sweep that has nothing to do, or the queues in which it has.
 
-    It costs one round trip and takes no lock, unless there is something to ``admit``. With it
-    comes whether anybody listens.
+    It costs one round trip and takes no lock, unless there is something to ``admit``, and looks at
+    no queue that is ``held``. With it comes whether anybody listens.
     """
 
     async def ask(*, first: bool) -> Any:
@@ -263,6 +267,7 @@ async def look(
             request.end_leases,
             request.deadline_grace,
             max(1, request.limit),
+            held,
             first,
         )
         return found

@@ -26,14 +26,16 @@ _BY_REF = (
     "UNION ALL SELECT * FROM done WHERE done.queue = s.queue AND done.id = s.id) j"
 )
 _BEGIN = "SELECT * FROM {schema}.begin_v1($1, $2, $3, $4, $5, $6, $7)"
+_LOCK_FREE = "SELECT id FROM queue WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED"
+_ENTER = "SELECT enter_v1($1, $2, $3, $4)"
 _FINISH = "SELECT finish_v1($1, $2, $3, $4, $5, NULL, $6, NULL, $7, $8, $9, $10, NULL)::text"
 _REQUEUE = "SELECT requeue_v1($1, $2, $3, $4, NULL, $5, NULL, $6, $7, $8, $9, $10, NULL)::text"
 _PROMOTE = "SELECT ROW (promote_v1($1, $2, $3), NULL)::effect_v1::text"
 _REMOVE = "SELECT ROW (NULL, remove_v1($1, $2, $3, $4))::effect_v1::text"
 _REPAIR = "SELECT ROW (repair_v1($1, $2, $3), NULL)::effect_v1::text"
 _WAKE = (
-    "SELECT ROW (NULL, wake_v1($1, ARRAY(SELECT ROW (q, 1, true)::ready_v1 "
-    "FROM unnest($2::int[]) AS q), $3, $4))::effect_v1::text"
+    "SELECT ROW (NULL, wake_v1($1, $2, ARRAY(SELECT ROW (q, 1, true)::ready_v1 "
+    "FROM unnest($3::int[]) AS q), $4, $5))::effect_v1::text"
 )
 _BOOK = (
     "SELECT ROW (book_v1($1, $2, $3, ARRAY(SELECT ROW (s.queue, s.task, s.lane, s.batch, s.before, "
@@ -112,11 +114,20 @@ class Transaction:
         self.note(begun["effect"])
         self.more = begun["more"]
 
+    async def lock_free(self, queues: Sequence[int]) -> list[int]:
+        """Lock those of the queues that nobody holds, and return them."""
+        free = [row["id"] for row in await self.db.fetch(_LOCK_FREE, queues)]
+        database = self._database
+        self.now = database.now(
+            await self.db.fetchval(_ENTER, self.namespace, database.at, database.wait, free)
+        )
+        return free
+
     async def end(self) -> Any:
         """Choose whom the call wakes; return what is to be told after the commit."""
         if self._more:
             woken = await self.db.fetchval(
-                _WAKE, self.namespace, list(self._more), self._claimant, self._claimed
+                _WAKE, self.namespace, self.now, list(self._more), self._claimant, self._claimed
             )
             self._effects.append(woken)
         return await self.db.fetchrow(

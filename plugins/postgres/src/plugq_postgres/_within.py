@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from plugq.errors import InvalidJob, Unavailable
+from plugq.errors import InvalidJob, OutcomeUnknown, Unavailable
 from plugq_postgres import _submit
 from plugq_postgres._drivers import Driver, Unusable, driver
 from plugq_postgres._packets import wake
@@ -66,6 +66,7 @@ class Within:
         Raises:
             InvalidJob: the connection can not be used, or a job can not be stored.
             Unavailable: nothing is stored, and the transaction has to be rolled back.
+            OutcomeUnknown: it may be stored, and the transaction has to be rolled back.
         """
         try:
             async with asyncio.timeout(self._database.deadline):
@@ -134,7 +135,8 @@ class Within:
         if state.startswith("22"):
             return InvalidJob(f"a value can not be stored in PostgreSQL: {text}; {_ROLLBACK}")
         if isinstance(error, TimeoutError):
-            return Unavailable(f"{server} did not answer in time; {_ROLLBACK}")
+            # The statement may have come to its end since, and the transaction be whole.
+            return OutcomeUnknown(f"{server} did not answer in time; {_ROLLBACK}")
         return Unavailable(f"{server}: {type(error).__name__}: {text}; {_ROLLBACK}")
 
 

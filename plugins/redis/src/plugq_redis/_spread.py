@@ -480,11 +480,11 @@ class Spread:
         errors: dict[str, BaseException] = {}
         if request.limit > 0:
             if len(queues) > 1:
-                replies, errors, repeated = await self._recall(request, queues)
+                granted, errors, repeated = await self._recall(request, queues)
                 if repeated:
-                    return _answer(replies, errors)
+                    return _answer(granted, errors)
             self._note_idle(request.peer, queues)
-        replies = []
+        replies: list[ClaimReply] = []
         left = request.limit
         # What can not tell whether it was asked before is left out.
         for queue in [queue for queue in queues if queue not in errors]:

@@ -170,8 +170,12 @@ async def _run_there(db: aiosqlite.Connection, step: Callable[[sqlite3.Connectio
 
 
 def _patience(db: sqlite3.Connection) -> float:
-    """Return how long the user lets the connection wait for a lock, in seconds."""
-    return float(_Plain(db).execute("PRAGMA busy_timeout").fetchone()[0]) / 1000
+    """Return how long to wait for the lock, in seconds.
+
+    It is a little less than what the user lets the connection wait: by default that is as long as
+    the client's deadline, and then nobody would learn what was waited for.
+    """
+    return float(_Plain(db).execute("PRAGMA busy_timeout").fetchone()[0]) / 1000 * 0.9
 
 
 def _check(db: sqlite3.Connection, home: Home) -> None:

@@ -486,6 +486,18 @@ class ClaimsOfNothingCountAsIdle(MemoryStorage):
         return reply
 
 
+class IdlesForItsLastClaimAlone(MemoryStorage):
+    """A broker that claims for workers of different queues is woken for the last one's only."""
+
+    async def claim(self, request: ClaimRequest) -> ClaimReply:
+        reply = await super().claim(request)
+        if len(reply.leases) < request.limit and request.peer:
+            self._signals._busy(request.peer)
+            queues = [self._jobs.queue(name) for name in request.queues]
+            self._signals.idle(request.peer, queues)
+        return reply
+
+
 class WakesForWhatAClaimWants(MemoryStorage):
     """Everybody comes for jobs that the claimer fetches in its next breath."""
 
@@ -1997,6 +2009,18 @@ class GivesBackOneClaim(MemoryStorage):
         return await super().renew(leases, lease=lease, holder=holder)
 
 
+class GivesNothingBackBesideALostLease(MemoryStorage):
+    """A holder that lists one lost lease keeps what it never received."""
+
+    async def renew(
+        self, leases: Sequence[LeaseRef], *, lease: float, holder: Holder | None = None
+    ) -> Sequence[RenewReply]:
+        replies = await super().renew(leases, lease=lease)
+        if RenewReply.LOST in replies:
+            return replies
+        return await super().renew(leases, lease=lease, holder=holder)
+
+
 class RemembersThatATaskWasUnknown(MemoryStorage):
     """The count of unknown tasks goes on after a worker has run the job."""
 
@@ -2291,6 +2315,7 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
         "jobs_without_a_lane_are_not_bound_by_the_limits_of_lanes",
         "a_limited_queue_holds_up_no_other",
     ),
+    IdlesForItsLastClaimAlone: ("a_peer_idles_for_all_that_it_claimed_from",),
     ClaimsOfNothingCountAsIdle: ("a_claim_of_nothing_registers_nobody",),
     WakesForWhatAClaimWants: ("what_a_claim_wants_is_left_to_it",),
     WakesAllForAQueue: ("a_queue_that_is_let_in_wakes_one_peer",),
@@ -2601,6 +2626,9 @@ CAUGHT_BY: dict[type[MemoryStorage], tuple[str, ...]] = {
     KnowsOnlyTheHighestClaim: ("a_claim_that_was_overtaken_can_be_repeated",),
     ForgetsClaimsByTime: ("a_claim_whose_leases_are_renewed_can_be_repeated_for_as_long",),
     ForgetsAWorkerByItsFirstClaim: ("a_settled_claim_stays_one_while_an_earlier_is_forgotten",),
+    GivesNothingBackBesideALostLease: (
+        "a_holder_that_lost_a_lease_gives_back_what_it_never_received",
+    ),
     GivesBackOneClaim: ("a_holder_gives_back_what_any_earlier_claim_was_granted",),
     RemembersThatATaskWasUnknown: ("a_run_forgets_that_the_task_was_unknown",),
     TakesAMomentForAnyDelay: ("a_moment_counts_for_a_retry_only",),

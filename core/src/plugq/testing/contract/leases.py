@@ -324,6 +324,19 @@ class Leases(Contract):
             assert await scene.claimed_ids() == ["b", "c", "d"]
             assert await scene.total("released") == 2
 
+    async def test_a_holder_that_lost_a_lease_gives_back_what_it_never_received(self) -> None:
+        """What it lists in vain takes nothing from what it does not list."""
+        async with self.scene() as scene:
+            await scene.submit("a", "b", "c")
+            (a,) = await scene.claim(1, worker="w", number=1)
+            (b,) = await scene.claim(1, worker="w", number=2)
+            await scene.claim(1, worker="w", number=3)
+            assert await scene.end(b) is JobState.SUCCEEDED
+            replies = list(await scene.renew(a, b, holder=Holder("w", 3)))
+            assert replies == [RenewReply.OK, RenewReply.LOST]
+            assert await scene.state("c") is JobState.QUEUED
+            assert await scene.state("a") is JobState.RUNNING
+
     async def test_a_holder_says_nothing_about_later_claims(self) -> None:
         """Their replies may still be on the way."""
         async with self.scene() as scene:

@@ -129,6 +129,16 @@ class Signals(Contract):
             assert two.wakes() == 0
 
     @_push
+    async def test_a_peer_idles_for_all_that_it_claimed_from(self) -> None:
+        """A broker claims for workers of different queues."""
+        for queue in ("one", "two"):
+            async with self.scene() as scene, scene.listen("p") as ear:
+                await scene.claim(1, peer="p", queues=("one",))
+                await scene.claim(1, peer="p", queues=("two",))
+                await scene.submit("a", queue=queue)
+                await ear.hears_wake()
+
+    @_push
     async def test_a_peer_woken_for_one_queue_is_not_woken_for_the_others(self) -> None:
         """It is on its way to look at all of them."""
         async with self.scene() as scene, scene.listen("p") as ear:

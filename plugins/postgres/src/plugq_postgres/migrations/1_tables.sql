@@ -249,15 +249,19 @@ CREATE TABLE register (
 );
 CREATE INDEX register_expires ON register (namespace, expires) WHERE expires IS NOT NULL;
 
--- Who watches, on which channel, and by which server process: one that is gone hears nothing.
--- "since" is when it ran out of work, 0 for one that has work; "queues" are those it waits for.
+-- Who watches, on which channel, and by which server process: one that is gone hears nothing. Numbers
+-- of processes come again, so that the time at which it started goes with it.
+-- "since" is when it ran out of work, 0 for one that has work; "queues" are those it waits for;
+-- "woken" is when it was told of work, until it claims.
 CREATE TABLE peer (
     namespace integer NOT NULL,
     name bytea NOT NULL,
     channel text NOT NULL,
     pid integer NOT NULL,
+    started timestamptz NOT NULL,
     queues integer[] NOT NULL DEFAULT '{}',
     since double precision NOT NULL DEFAULT 0,
+    woken double precision NOT NULL DEFAULT 0,
     PRIMARY KEY (namespace, name)
 );
 
@@ -265,5 +269,6 @@ CREATE TABLE listener (
     namespace integer NOT NULL,
     channel text NOT NULL,
     pid integer NOT NULL,
+    started timestamptz NOT NULL,
     PRIMARY KEY (namespace, channel)
 );

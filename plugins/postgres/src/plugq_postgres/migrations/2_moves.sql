@@ -20,22 +20,28 @@ BEGIN
     PERFORM set_config('lock_timeout', p_wait, true);
     PERFORM 1 FROM queue WHERE id = ANY (p_queues) ORDER BY id FOR NO KEY UPDATE;
     GET DIAGNOSTICS locked = ROW_COUNT;
-    IF locked <> cardinality(p_queues)
-            OR NOT EXISTS (SELECT 1 FROM namespace WHERE id = p_namespace) THEN
+    IF locked <> cardinality(p_queues) THEN
         RAISE EXCEPTION 'the numbers of names are not those of this store' USING ERRCODE = 'PQ002';
     END IF;
     RETURN now_v1(p_namespace, p_clock);
 END $$;
 
+-- The time in a namespace. A number of it that the store has lost is refused.
 CREATE FUNCTION now_v1(p_namespace integer, p_clock double precision) RETURNS double precision
 LANGUAGE plpgsql AS $$
+DECLARE
+    kept double precision;
 BEGIN
+    SELECT n.now INTO kept FROM namespace n WHERE n.id = p_namespace;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the numbers of names are not those of this store' USING ERRCODE = 'PQ002';
+    END IF;
     RETURN (
         SELECT greatest(
             coalesce(p_clock, extract(epoch FROM clock_timestamp())::double precision),
             (SELECT queue.now FROM queue WHERE queue.namespace::bigint = p_namespace::bigint
                 ORDER BY queue.now DESC LIMIT 1),
-            (SELECT n.now FROM namespace n WHERE n.id = p_namespace)
+            kept
         )
     );
 END $$;
@@ -201,9 +207,10 @@ BEGIN
 END $$;
 
 -- Choose whom a call wakes: idle peers, no more than there are jobs for, and not the claimant for
--- the queues that it has just claimed from. A peer that somebody else wakes now is passed over.
-CREATE FUNCTION wake_v1(p_namespace integer, p_ready ready_v1[], p_claimant bytea,
-    p_claimed integer[]) RETURNS letter_v1[] LANGUAGE plpgsql AS $$
+-- the queues that it has just claimed from. A peer that somebody else wakes now is passed over. One
+-- that was woken a second ago and has not claimed since may never have heard of it.
+CREATE FUNCTION wake_v1(p_namespace integer, p_now double precision, p_ready ready_v1[],
+    p_claimant bytea, p_claimed integer[]) RETURNS letter_v1[] LANGUAGE plpgsql AS $$
 DECLARE
     r record;
     q queue;
@@ -214,7 +221,8 @@ BEGIN
     IF p_ready IS NULL THEN
         RETURN NULL;
     END IF;
-    PERFORM 1 FROM peer WHERE namespace = p_namespace AND queues <> '{}' LIMIT 1;
+    PERFORM 1 FROM peer WHERE namespace = p_namespace AND queues <> '{}'
+        AND (woken = 0 OR woken <= p_now - 1) LIMIT 1;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
@@ -232,13 +240,14 @@ BEGIN
         ) s;
         CONTINUE WHEN most <= 0;
         WITH chosen AS (
-            SELECT p.name, p.channel, p.pid FROM peer p
+            SELECT p.name, p.channel FROM peer p
             WHERE p.namespace = p_namespace AND r.queue = ANY (p.queues)
+                AND (p.woken = 0 OR p.woken <= p_now - 1)
                 AND (p.name <> p_claimant OR NOT r.queue = ANY (p_claimed))
-                AND alive_v1(p.pid)
-            ORDER BY p.since DESC LIMIT most FOR UPDATE SKIP LOCKED
-        ), woken AS (
-            UPDATE peer SET queues = '{}' FROM chosen
+                AND alive_v1(p.pid, p.started)
+            ORDER BY p.woken = 0 DESC, p.since DESC LIMIT most FOR UPDATE SKIP LOCKED
+        ), told AS (
+            UPDATE peer SET woken = p_now FROM chosen
             WHERE peer.namespace = p_namespace AND peer.name = chosen.name
         )
         SELECT array_agg(ROW (channel, name, 0, r.queue, NULL)::letter_v1) INTO woken_now FROM chosen;
@@ -247,22 +256,52 @@ BEGIN
     RETURN letters;
 END $$;
 
--- Whether a process of this server still listens.
-CREATE FUNCTION alive_v1(p_pid integer) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+-- Whether a process of this server still listens. When it started is hidden from other users.
+CREATE FUNCTION alive_v1(p_pid integer, p_started timestamptz) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN (SELECT p_pid = 0 OR EXISTS (SELECT 1 FROM pg_stat_get_activity(p_pid)));
+    RETURN (
+        SELECT EXISTS (SELECT 1 FROM pg_stat_get_activity(p_pid) a
+            WHERE a.backend_start IS NULL OR a.backend_start = p_started)
+    );
 END $$;
 
--- Make a peer one of those that new work of these queues wakes; with work, only if no other idles.
+-- Forget peers and listeners that are gone: exactly the rows that were found so, by a list of
+-- processes that is newer than they are, for any of them may come back meanwhile.
+CREATE FUNCTION forget_dead_v1(p_namespace integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    dead record;
+BEGIN
+    PERFORM pg_stat_clear_snapshot();
+    FOR dead IN SELECT p.name, p.channel, p.pid, p.started FROM peer p
+        WHERE p.namespace = p_namespace AND NOT alive_v1(p.pid, p.started) ORDER BY p.name
+    LOOP
+        DELETE FROM peer p WHERE p.namespace = p_namespace AND p.name = dead.name
+            AND p.channel = dead.channel AND p.pid = dead.pid AND p.started = dead.started;
+    END LOOP;
+    FOR dead IN SELECT l.channel, l.pid, l.started FROM listener l
+        WHERE l.namespace = p_namespace AND NOT alive_v1(l.pid, l.started) ORDER BY l.channel
+    LOOP
+        DELETE FROM listener l WHERE l.namespace = p_namespace AND l.channel = dead.channel
+            AND l.pid = dead.pid AND l.started = dead.started;
+    END LOOP;
+END $$;
+
+-- Make a peer one of those that new work of these queues wakes, beside those that it waits for
+-- already; with work, only if no other idles.
 CREATE FUNCTION idle_v1(p_namespace integer, p_now double precision, p_peer bytea,
     p_queues integer[], p_busy boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE peer SET
-        queues = CASE WHEN p_busy THEN peer.queues ELSE p_queues END,
-        since = CASE WHEN p_busy THEN 0 ELSE p_now END
-    WHERE peer.namespace = p_namespace AND peer.name = p_peer
-        AND CASE WHEN p_busy THEN peer.since <> 0 AND peer.queues <> '{}'
-            ELSE peer.since = 0 OR NOT peer.queues @> p_queues END;
+        queues = ARRAY(
+            SELECT unnest(peer.queues) WHERE peer.woken = 0 UNION
+            SELECT unnest(p_queues) WHERE NOT p_busy
+        ),
+        since = CASE WHEN p_busy THEN 0 ELSE p_now END,
+        woken = 0
+    WHERE peer.namespace = p_namespace AND peer.name = p_peer AND (peer.woken <> 0
+        OR CASE WHEN p_busy THEN peer.since <> 0 AND peer.queues <> '{}'
+            ELSE peer.since = 0 OR NOT peer.queues @> p_queues END);
 END $$;
 
 -- End jobs: retention, history, counters, lane, unique key and submitter are seen to.
@@ -427,7 +466,7 @@ DECLARE
 BEGIN
     PERFORM leave_v1(p_now, p_queues);
     letters := (p_effect).letters
-        || wake_v1(p_namespace, (p_effect).ready, p_claimant, p_claimed);
+        || wake_v1(p_namespace, p_now, (p_effect).ready, p_claimant, p_claimed);
     IF letters IS NULL THEN
         RETURN NULL;
     END IF;

@@ -559,8 +559,10 @@ BEGIN
     RETURN (
         SELECT (p_peer = '' OR EXISTS (
                 SELECT 1 FROM peer WHERE peer.namespace = p_namespace AND peer.name = p_peer
-                    AND peer.since <> 0 AND peer.queues @> p_queues
+                    AND peer.since <> 0 AND peer.woken = 0 AND peer.queues @> p_queues
             ))
+            AND (SELECT count(*) FROM queue q WHERE q.id = ANY (p_queues))
+                = cardinality(p_queues)
             AND NOT EXISTS (
                 SELECT 1 FROM queue q WHERE q.id = ANY (p_queues) AND (
                     q.limits <> '' OR q.lane_limits <> ''
@@ -740,8 +742,8 @@ BEGIN
     ) l WHERE q IS NOT NULL;
     now := enter_v1(p_namespace, p_clock, p_wait, locked);
     listened := listened_v1(p_namespace);
-    SELECT array_agg(job.seq), array_agg(CASE WHEN job.seq IS NULL THEN 0 WHEN job.cancel THEN 2
-        ELSE 1 END ORDER BY a.n)
+    SELECT array_agg(job.seq) FILTER (WHERE job.seq IS NOT NULL),
+        array_agg(CASE WHEN job.seq IS NULL THEN 0 WHEN job.cancel THEN 2 ELSE 1 END ORDER BY a.n)
     INTO held, replies
     FROM unnest(p_queues, p_ids, p_tokens) WITH ORDINALITY AS a (queue, id, token, n)
         LEFT JOIN LATERAL (

@@ -163,12 +163,12 @@ BEGIN
 END $$;
 
 -- Whether a sweep has anything to do, and in which queues, looked at without a lock, and when the
--- next one has. Of each kind it looks at p_limit rows. With p_look nothing but "waits" is answered
--- where something is to be moved in first.
+-- next one has. Of each kind it looks at p_limit rows, but at none of the queues p_held. With p_look
+-- nothing but "waits" is answered where something is to be moved in first.
 CREATE FUNCTION look_v1(p_namespace integer, p_clock double precision, p_end boolean,
-    p_grace double precision, p_limit bigint, p_look boolean, OUT now double precision,
-    OUT next double precision, OUT work boolean, OUT queues integer[], OUT listened boolean,
-    OUT waits boolean)
+    p_grace double precision, p_limit bigint, p_held integer[], p_look boolean,
+    OUT now double precision, OUT next double precision, OUT work boolean, OUT queues integer[],
+    OUT listened boolean, OUT waits boolean)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 SET jit = off AS $$
@@ -182,44 +182,50 @@ BEGIN
     listened := listened_v1(p_namespace);
     queues := ARRAY(SELECT DISTINCT s.queue FROM (
         (SELECT queue FROM job WHERE namespace = p_namespace AND state = 0
-            AND ready_at <= look_v1.now ORDER BY ready_at, place LIMIT p_limit)
+            AND ready_at <= look_v1.now AND queue <> ALL (p_held)
+            ORDER BY ready_at, place LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM job WHERE namespace = p_namespace AND state < 2
-            AND deadline_at <= look_v1.now ORDER BY deadline_at LIMIT p_limit)
+            AND deadline_at <= look_v1.now AND queue <> ALL (p_held)
+            ORDER BY deadline_at LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM job WHERE p_end AND namespace = p_namespace AND state = 2
-            AND lease_until <= look_v1.now ORDER BY lease_until LIMIT p_limit)
+            AND lease_until <= look_v1.now AND queue <> ALL (p_held)
+            ORDER BY lease_until LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM job WHERE p_end AND namespace = p_namespace AND state = 2
-            AND deadline_at <= look_v1.now - p_grace ORDER BY deadline_at LIMIT p_limit)
+            AND deadline_at <= look_v1.now - p_grace AND queue <> ALL (p_held)
+            ORDER BY deadline_at LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM done WHERE namespace = p_namespace AND tidy_at <= look_v1.now
-            ORDER BY tidy_at LIMIT p_limit)
+            AND queue <> ALL (p_held) ORDER BY tidy_at LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM unique_key WHERE namespace = p_namespace AND until <= look_v1.now
-            ORDER BY until LIMIT p_limit)
+            AND queue <> ALL (p_held) ORDER BY until LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM budget WHERE namespace = p_namespace AND expires <= look_v1.now
-            ORDER BY expires LIMIT p_limit)
+            AND queue <> ALL (p_held) ORDER BY expires LIMIT p_limit)
         UNION ALL
         (SELECT queue FROM lane WHERE namespace = p_namespace AND parked_until <= look_v1.now
-            ORDER BY parked_until LIMIT p_limit)
+            AND queue <> ALL (p_held) ORDER BY parked_until LIMIT p_limit)
         UNION ALL
         (SELECT id FROM queue WHERE namespace = p_namespace AND parked_until <= look_v1.now
-            ORDER BY parked_until LIMIT p_limit)
+            AND id <> ALL (p_held) ORDER BY parked_until LIMIT p_limit)
         UNION ALL
         -- Where somebody idles although jobs are ready, he is woken.
         (SELECT q.id FROM (SELECT DISTINCT unnest(p.queues) AS id FROM peer p
-                WHERE p.namespace = p_namespace) w JOIN queue q ON q.id = w.id
-            WHERE NOT q.paused AND q.parked_until IS NULL AND (
+                WHERE p.namespace = p_namespace AND (p.woken = 0 OR p.woken <= look_v1.now - 1)
+            ) w JOIN queue q ON q.id = w.id
+            WHERE q.id <> ALL (p_held) AND NOT q.paused AND q.parked_until IS NULL AND (
                 SELECT true FROM job WHERE job.queue = q.id AND state = 1 AND eligible = 1 LIMIT 1
-            ))
+            ) AND room_v1(q.id) > 0)
     ) s);
     work := coalesce(next <= now, false) OR queues <> '{}'
         OR EXISTS (SELECT 1 FROM batch WHERE namespace = p_namespace
             AND expires <= look_v1.now)
         OR EXISTS (SELECT 1 FROM claimed WHERE namespace = p_namespace AND until <= look_v1.now)
-        OR EXISTS (SELECT 1 FROM peer p WHERE p.namespace = p_namespace AND NOT alive_v1(p.pid))
+        OR EXISTS (SELECT 1 FROM peer p WHERE p.namespace = p_namespace
+            AND NOT alive_v1(p.pid, p.started))
         OR EXISTS (SELECT 1 FROM listener l WHERE l.namespace = p_namespace
-            AND NOT alive_v1(l.pid));
+            AND NOT alive_v1(l.pid, l.started));
 END $$;

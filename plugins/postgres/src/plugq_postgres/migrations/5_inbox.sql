@@ -242,8 +242,9 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT peer.channel, peer.name FROM peer
             WHERE peer.namespace = p_namespace AND r.queue = ANY (peer.queues)
-                AND length(peer.name) < 4096 AND alive_v1(peer.pid)
-            ORDER BY peer.since DESC LIMIT r.n
+                AND (peer.woken = 0 OR peer.woken <= submit_within_v1.now - 1)
+                AND length(peer.name) < 4096 AND alive_v1(peer.pid, peer.started)
+            ORDER BY peer.woken = 0 DESC, peer.since DESC LIMIT r.n
         ) p
     ) w;
 END $$;
