@@ -207,9 +207,9 @@ def test_the_command_prints_checks_and_applies(server_url: str, tmp_path: Path) 
 
 
 async def test_a_user_who_may_not_migrate_is_told_in_one_line(
-    server_url: str, tmp_path: Path
+    server_url: str, tmp_path: Path, open_store: Open
 ) -> None:
-    async with role_of(server_url) as (_, url):
+    async with open_store(), role_of(server_url) as (_, url):
         for arguments in (["migrate"], ["migrate", "--check"]):
             schema = "elsewhere" if arguments == ["migrate"] else "plugq"
             run = await asyncio.to_thread(plugq, tmp_path, url, *arguments, schema=schema)

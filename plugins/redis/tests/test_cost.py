@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from plugq.protocols import ClaimRequest, NewJob, SweepRequest
+from plugq.protocols import ClaimRequest, Configure, NewJob, QueueSettings, SweepRequest
 from plugq_redis import RedisStorage
 
 OpenStore = Callable[..., AbstractAsyncContextManager[RedisStorage]]
@@ -88,6 +88,8 @@ async def test_calls_cost_the_same_however_much_is_stored(
             await storage.submit([new_job(delay=3600.0) for _ in range(400)])
             await storage.submit([new_job(lane="busy") for _ in range(400)])
             await storage.submit([new_job() for _ in range(400)])
+        # The first call after a sweep tells the next one to come.
+        await storage.sweep(SweepRequest())
         assert await costs(storage) == empty
 
 
@@ -112,3 +114,86 @@ async def test_calls_of_many_tasks_go_out_together(
         replies = await asyncio.gather(*(storage.submit([new_job()]) for _ in range(1_000)))
         assert len({reply.sequence for (reply,) in replies}) == 1_000
         assert server.client().info("clients")["connected_clients"] == before
+
+
+async def test_a_sweep_looks_only_at_queues_where_something_is_due(
+    start_server: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    """Those that hold jobs for later, for ever, or none any more, cost nothing."""
+    server = start_server()
+    meter = Meter(server)
+
+    async def settled(storage: RedisStorage) -> int:
+        for _ in range(2):
+            await storage.sweep(SweepRequest())
+        return await meter.of(storage.sweep(SweepRequest()))
+
+    async with open_store(server.url) as storage:
+        alone = await settled(storage)
+        queues = [f"q{number}" for number in range(200)]
+        await storage.submit([new_job(queue=queue, result_ttl=None) for queue in queues])
+        leases = (await storage.claim(claim(200, queues=tuple(queues)))).leases
+        assert len(leases) == 200
+        await storage.settle(succeed(leases))
+        await storage.submit([new_job(queue=queue, delay=3600.0) for queue in queues])
+        await storage.submit([new_job(queue=f"{queue}-ready") for queue in queues])
+        assert await settled(storage) == alone
+        await storage.submit([new_job(queue="q0", delay=0.001)])
+        await asyncio.sleep(0.002)
+        assert [change.queue for change in (await storage.sweep(SweepRequest())).changes] == ["q0"]
+
+
+async def test_passing_over_overdue_heads_of_lanes_reads_each_place_once_or_twice(
+    start_server: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim
+) -> None:
+    """And not for each of them as many as the claim asks for."""
+    server = start_server()
+    async with open_store(server.url) as storage:
+        jobs = [new_job(lane=f"l{number}", deadline_in=0.001) for number in range(300)]
+        await storage.submit([*jobs, *(new_job() for _ in range(300))])
+        await asyncio.sleep(0.002)
+        with server.client().monitor() as monitor:
+            assert len((await storage.claim(claim(300))).leases) == 300
+            server.command("ECHO", "end")
+            read = 0
+            for command in iter(lambda: monitor.next_command()["command"], "ECHO end"):
+                if command.startswith("ZRANGE ") and ":ready " in command:
+                    first, last = command.split()[2:4]
+                    read += int(last) - int(first) + 1
+        assert read <= 4 * 600
+
+
+async def test_another_lane_max_running_looks_at_some_lanes_at_a_time(
+    start_server: Any, open_store: OpenStore, new_job: NewJobs, claim: Claim, succeed: Any
+) -> None:
+    """The limit holds from the first claim on; sweeps show what may run besides."""
+    server = start_server()
+    meter = Meter(server)
+
+    async def configured(storage: RedisStorage, most: int) -> int:
+        settings = QueueSettings(queue="q", lane_max_running=most)
+        return await meter.of(storage.edit(Configure((settings,))))
+
+    async def swept(storage: RedisStorage) -> int:
+        costs = [await meter.of(storage.sweep(SweepRequest()))]
+        while (await storage.sweep(SweepRequest())).next_in == 0:
+            costs.append(await meter.of(storage.sweep(SweepRequest())))
+        return max(costs)
+
+    async with open_store(server.url) as storage:
+        for _ in range(3):
+            jobs = [new_job(lane=f"l{number}") for number in range(6_000)]
+            await storage.submit(jobs)
+        assert await configured(storage, 2) < 15_000
+        assert await swept(storage) < 15_000
+        leases = (await storage.claim(claim(100_000))).leases
+        assert len(leases) == 12_000
+        await storage.settle(succeed(leases))
+        await storage.submit([new_job(lane=f"l{number}") for number in range(6_000)])
+        # Two jobs of each lane are shown, and only one of them may run now.
+        assert await configured(storage, 1) < 15_000
+        leases = (await storage.claim(claim(100_000))).leases
+        assert len(leases) == len({lease.lane for lease in leases}) == 6_000
+        assert await swept(storage) < 15_000
+        await storage.settle(succeed(leases))
+        assert len((await storage.claim(claim(100_000))).leases) == 6_000

@@ -11,5 +11,6 @@ def grants(schema: str = "plugq", role: str = "<user>") -> str:
     return (
         f"GRANT USAGE ON SCHEMA {name} TO {role}; "
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {name} TO {role}; "
-        f"GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA {name} TO {role};"
+        f"GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA {name} TO {role}; "
+        f"GRANT EXECUTE ON FUNCTION {name}.submit_within_v1 TO {role};"
     )

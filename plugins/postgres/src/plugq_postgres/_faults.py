@@ -63,6 +63,7 @@ _BROKEN = (
     OSError,
     TimeoutError,
 )
+_UNSTORABLE = (_exceptions.DataError, asyncpg.DataError, OverflowError, UnicodeError)
 _REFUSED = (
     _exceptions.InvalidAuthorizationSpecificationError,
     _exceptions.InvalidCatalogNameError,
@@ -90,7 +91,7 @@ def fault(error: BaseException, server: str, *, written: bool = False) -> Except
         return OutcomeUnknown(f"{server}: the connection broke before the answer came")
     if isinstance(error, TimeoutError):
         return Unavailable(f"{server} did not answer in time")
-    if isinstance(error, _exceptions.DataError | asyncpg.DataError | OverflowError | UnicodeError):
+    if isinstance(error, _UNSTORABLE):
         return InvalidJob(f"a value can not be stored in PostgreSQL: {_line(error)}")
     return Unavailable(f"{server}: {type(error).__name__}: {_line(error)}")
 
@@ -111,6 +112,10 @@ def unusable(error: BaseException, server: str, url: str, schema: str) -> Except
         )
     if isinstance(error, _exceptions.ProgramLimitExceededError):
         return ConfigError("namespace: it is too long for PostgreSQL; shorten it")
+    if isinstance(error, OverflowError | ValueError):
+        # What the driver says of a port, or of an option that it does not know.
+        said = without_secrets(url, _line(error))
+        return ConfigError(f"storage.url: {server} can not be used: {said}")
     if isinstance(error, _exceptions.LockNotAvailableError):
         return Unavailable(
             f"{server}: another process has the schema {schema!r} for itself; try again"

@@ -361,7 +361,12 @@ class PostgresStorage(Lifecycle):
         checks.check_edit(edit)
         self._database.check_open()
         if isinstance(edit, JobEdit):
-            numbers = await self._names.find({ref.queue for ref in edit.refs})
+            named = {ref.queue for ref in edit.refs}
+            numbers = await self._names.find(named)
+            if unknown := named.difference(numbers):
+                # All that they have may be what users have committed.
+                await self._admit(unknown)
+                numbers = await self._names.find(named)
             return await self._holding(lambda tx: edit_jobs(tx, edit), list(numbers.values()))
         if isinstance(edit, Configure):
             queues = {settings.queue for settings in edit.settings}

@@ -36,7 +36,7 @@ _LOOK = (
 _ROLLBACK = "roll the transaction back"
 #: What an error of the server means, by its state or the class of that.
 _REFUSED = {
-    "25006": "its transaction is read only",
+    "25006": "its transaction is read only; roll it back",
     "25P02": "its transaction has failed before; roll it back",
     "42501": "its role may not submit; grant it what the README names",
 }
@@ -127,7 +127,8 @@ class Within:
         text = " ".join(str(error).split()) or "no reason given"
         server = self._database.server
         if state in _REFUSED:
-            return InvalidJob(f"connection: {_REFUSED[state]}")
+            ended = "" if "roll it back" in _REFUSED[state] else f"; {_ROLLBACK}"
+            return InvalidJob(f"connection: {_REFUSED[state]}{ended}")
         if state in _OTHER_STORE:
             return self._elsewhere()
         if state in _FAILED:

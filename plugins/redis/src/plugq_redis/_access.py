@@ -7,10 +7,10 @@ from urllib.parse import quote
 #: The commands of the scripts; the start asks whether each may be used.
 _IN_SCRIPTS = (
     "del get incr set time",
-    "hdel hexists hget hgetall hincrby hkeys hmget hset",
+    "hdel hexists hget hgetall hincrby hkeys hlen hmget hscan hset",
     "zadd zcard zcount zrange zrangebylex zrangebyscore zrank zrem zremrangebyrank",
     "zremrangebyscore zrevrangebyscore zscore",
-    "publish pubsub sadd smembers",
+    "publish pubsub sadd smembers srem",
 )
 #: Those that are sent by themselves. Without the right to CONFIG GET the start can not tell how
 #: often the server syncs its file.

@@ -17,7 +17,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "claim": (*_CLAIMS, "claim"),
     "settle": (*_CLAIMS, "settle"),
     "renew": (*_CLAIMS, "renew"),
-    "sweep": (*_CLAIMS, "registers", "sweep"),
+    "sweep": (*_MOVES, "allowance", "registers", "sweep"),
     "edit": (*_MOVES, "edit"),
     "steer": (*_MOVES, "steer"),
     "wake": (*_MOVES, "wake"),

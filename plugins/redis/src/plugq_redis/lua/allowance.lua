@@ -21,6 +21,7 @@ local function store_state(q, lane, state, ttl)
   local field, version = state_field(lane), next_version(q.shared .. 'versions')
   call('HSET', q.base .. 'limits', field, pack(version, now + ttl, state or nil))
   call('ZADD', q.base .. 'limits:over', now + ttl, field)
+  look_at(q, now + ttl)
   return version
 end
 

@@ -18,6 +18,13 @@ local function pass_over(q, j, place)
   if j.lane then withdraw(q, j) else hide(q, place) end
 end
 
+-- Whether a lane was not up to date, and is now.
+local function is_new(q, name)
+  if q.turned == q.turn then return false end
+  local _, turned = lane_of(q, name)
+  return turned
+end
+
 -- Walks the first jobs of the ready order, which stand until the walk is over. Those past their
 -- deadline leave it. The visitor returns whether it wants no more. Returns whether it saw all that
 -- it could.
@@ -26,10 +33,13 @@ local function walk(q, most, visit, read)
   local seen, passed, places = 0, 0, {}
   local bound = 2 * most + 100
   local index, fetched = 1, 0
+  local much = math.max(1, math.min(most, CHUNK))
+  local size = much
   while true do
     if index > fetched then
-      places = call('ZRANGE', q.ready, seen, seen + math.max(1, math.min(most, CHUNK)) - 1)
+      places = call('ZRANGE', q.ready, seen, seen + size - 1)
       index, fetched = 1, #places
+      size = math.min(2 * size, much)
       if fetched == 0 then return true end
     end
     local place = places[index]
@@ -42,12 +52,16 @@ local function walk(q, most, visit, read)
       passed = passed + 1
       if passed > bound then return false end
       pass_over(q, j, place)
-      -- The next job of its lane may have come in behind it.
+      -- The next job of its lane may have come in behind it, and be overdue as well.
       if j.lane then
         settle_order(q)
-        fetched = 0
+        fetched, size = 0, 1
       end
       index = index + 1
+    elseif j.lane and is_new(q, j.lane) then
+      -- The places from here on may be others now.
+      settle_order(q)
+      fetched, size = 0, 1
     else
       seen = seen + 1
       index = index + 1
@@ -100,6 +114,7 @@ local function pick(q, most, made)
       park_lane(q, lane, till)
     else
       q.parked, q.changed = till, true
+      look_at(q, till)
     end
   end
   local want = wanted(a)
@@ -156,6 +171,7 @@ local function grant(q, most, made)
     if j.deadline then
       call('ZREM', q.overdue, j.id)
       call('ZADD', q.running_overdue, j.deadline, j.id)
+      expect(q, j.deadline)
     end
     local m = moving(j)
     call('HSET', j.hash, 'm', m)
@@ -164,6 +180,7 @@ local function grant(q, most, made)
     made.leases[#made.leases + 1] = lease_of(j, m, j.k, j.body)
   end
   in_chunks('ZADD', q.leases, leases)
+  expect(q, made.till)
   made.granted = q
 end
 

@@ -20,6 +20,9 @@ local COMMON = PREFIX .. '{' .. NAMESPACE .. '}:'
 local EVENTS = CHANNEL .. 'events'
 local PEERS = CHANNEL .. 'peer:'
 local QUEUES = COMMON .. 'queues'
+-- Queues by the time at which a sweep has something to do there, at which it has to look whether
+-- somebody is to be woken or let in, and at which it forgets those that are not used.
+local DUE, LOOKS, UNUSED = COMMON .. 'due', COMMON .. 'looks', COMMON .. 'unused'
 
 local DELAYED, QUEUED, RUNNING = 1, 2, 3
 local SUCCEEDED, FAILED, CANCELLED, SKIPPED = 4, 5, 6, 7
@@ -84,7 +87,7 @@ local function open(name)
   local base = PREFIX .. '{' .. NAMESPACE .. '/' .. encoded(name) .. '}:'
   q = {
     name = name, base = base, job = base .. 'j:', ready = base .. 'ready', lane_of = base .. 'l:',
-    lanes_key = base .. 'lanes', idle = base .. 'idle', delayed = base .. 'delayed',
+    idle = base .. 'idle', delayed = base .. 'delayed',
     leases = base .. 'leases', overdue = base .. 'overdue', running_overdue = base .. 'ending',
     expiry = base .. 'expiry', all = base .. 'all', keys = base .. 'unique',
     throttles = base .. 'throttles', parked_lanes = base .. 'parked', tallies_key = base .. 'tally',
@@ -95,12 +98,12 @@ local function open(name)
   if stored then
     q.exists = true
     q.paused, q.draining, q.token, q.running, q.waiting, q.max_running, q.lane_max, q.max_length,
-      q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings =
-      unpack_all(stored)
+      q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings, q.due,
+      q.look, q.turned, q.turn, q.cursor = unpack_all(stored)
   else
     q.paused, q.draining, q.token, q.running, q.waiting = false, false, 0, 0, 0
     q.lane_max, q.by_queue, q.by_lane, q.revision = 1, false, false, 0
-    q.limits, q.lane_limits = '', ''
+    q.limits, q.lane_limits, q.turned, q.turn = '', '', 0, 0
   end
   queues[name] = q
   touched[#touched + 1] = q
@@ -125,7 +128,37 @@ local function store(q)
   q.changed = false
   call('SET', q.base .. 'queue', pack(
     q.paused, q.draining, q.token, q.running, q.waiting, q.max_running, q.lane_max, q.max_length,
-    q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings))
+    q.by_queue, q.by_lane, q.revision, q.parked, q.limits, q.lane_limits, q.settings, q.due, q.look,
+    q.turned, q.turn, q.cursor))
+end
+
+-- Notes that something is due in a queue at that time.
+local function expect(q, at)
+  if not q.soonest or at < q.soonest then q.soonest = at end
+end
+
+-- Notes that a sweep has to look at a queue at that time, although nothing is due.
+local function look_at(q, at)
+  if not q.sooner or at < q.sooner then q.sooner = at end
+end
+
+local function put_down(q, field, key, at)
+  if q[field] == at then return end
+  if at then call('ZADD', key, at, q.name) else call('ZREM', key, q.name) end
+  q[field], q.changed = at, true
+end
+
+-- Sees to it that a sweep comes in time for what the call has noted. The times that are kept are
+-- bounds, which only a sweep moves on; so most calls find that they hold.
+local function enlist(q)
+  if CLUSTER or q.swept then return end
+  if not q.exists then
+    if not q.changed then return end
+    look_at(q, now)
+  end
+  if q.fresh > 0 then look_at(q, now) end
+  if q.soonest and not (q.due and q.due <= q.soonest) then put_down(q, 'due', DUE, q.soonest) end
+  if q.sooner and not (q.look and q.look <= q.sooner) then put_down(q, 'look', LOOKS, q.sooner) end
 end
 
 -- The attempts that did not succeed: h holds how many they are and in how many parts they lie, which

@@ -80,10 +80,14 @@ local function wait(q, j, state)
   q.changed = true
   if state == DELAYED then
     call('ZADD', q.delayed, j.ready, in_time(j))
+    expect(q, j.ready)
   else
     enter(q, j)
   end
-  if j.deadline then call('ZADD', q.overdue, j.deadline, j.id) end
+  if j.deadline then
+    call('ZADD', q.overdue, j.deadline, j.id)
+    expect(q, j.deadline)
+  end
 end
 
 local function stop_waiting(q, j)
@@ -183,6 +187,7 @@ local function hold_key(q, j)
   if j.mode == THROTTLE then
     till = now + j.key_ttl
     call('ZADD', q.throttles, till, j.key)
+    expect(q, till)
   end
   store_key(q, j.key, {id = j.id, seq = j.seq, till = till, state = j.state,
     generation = j.generation})
@@ -222,8 +227,10 @@ local function finish(q, j, state, code, has_result)
     local stays = math.max(ttl, j.id_ttl)
     j.expires = now + stays
     local expiring = q.expiring
-    expiring[#expiring + 1] = now + math.max(has_result and ttl or stays, LINGER)
+    local at = now + math.max(has_result and ttl or stays, LINGER)
+    expiring[#expiring + 1] = at
     expiring[#expiring + 1] = j.id
+    expect(q, at)
   end
   if j.mode and j.mode ~= THROTTLE then free_key(q, j) end
   tell_finished(j)
@@ -243,6 +250,7 @@ local function schedule_expiry(q, j, has_result)
   end
   if at then
     call('ZADD', q.expiry, at, j.id)
+    expect(q, at)
   else
     call('ZREM', q.expiry, j.id)
   end
@@ -265,6 +273,8 @@ local function remove(q, j)
     end
   end
   q.changed = true
+  -- It may have been the last one.
+  look_at(q, now)
 end
 
 -- Takes in a new job, which is about to enter its first state.

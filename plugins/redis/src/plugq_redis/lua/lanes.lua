@@ -4,6 +4,10 @@
 -- It shows the jobs without a lane and of each lane the first ones, as many as may run beside
 -- those that do. So taking jobs from it changes nothing for the others, and what a busy or parked
 -- lane holds costs nothing.
+--
+-- The hash of the lanes begins anew, under the next number, when a lane may run another number of
+-- jobs: with turn. Lanes move there, and show what they may, as they are touched or by a sweep; turned
+-- is the first number under which there may still be some.
 
 local function place_of(j)
   return struct.pack('>dd', j.ready, j.seq) .. j.id
@@ -33,14 +37,8 @@ local function hide(q, place)
   return call('ZREM', q.ready, place)
 end
 
-local function lane_of(q, name)
-  local lane = q.lanes[name]
-  if lane then return lane end
-  lane = {name = name, key = q.lane_of .. name, shown = 0, running = 0}
-  local stored = call('HGET', q.lanes_key, name)
-  if stored then lane.shown, lane.running, lane.parked = unpack_all(stored) end
-  q.lanes[name] = lane
-  return lane
+local function lanes_key(q, turn)
+  return q.base .. (turn == 0 and 'lanes' or string.format('lanes:%d', turn))
 end
 
 -- Makes the ready order show as many jobs of a lane as may run.
@@ -57,6 +55,40 @@ local function balance(q, lane)
     lane.shown = shown + #more / 2
   end
   lane.changed = true
+end
+
+-- Returns a lane, and whether it was just brought up to date: then the ready order may have changed.
+local function lane_of(q, name)
+  local lane = q.lanes[name]
+  if lane then return lane, false end
+  lane = {name = name, key = q.lane_of .. name, shown = 0, running = 0}
+  q.lanes[name] = lane
+  for turn = q.turn, q.turned, -1 do
+    local key = lanes_key(q, turn)
+    local stored = call('HGET', key, name)
+    if stored then
+      lane.shown, lane.running, lane.parked = unpack_all(stored)
+      if turn == q.turn then return lane, false end
+      call('HDEL', key, name)
+      balance(q, lane)
+      return lane, true
+    end
+  end
+  return lane, false
+end
+
+-- Brings lanes up to date, about so many; returns whether there may be more.
+local function turn_lanes(q, most)
+  while q.turned < q.turn and most > 0 do
+    local key = lanes_key(q, q.turned)
+    -- After a failover the cursor may lead past some lanes, which the next round finds.
+    local page = call('HSCAN', key, q.cursor or '0', 'COUNT', 100)
+    for index = 1, #page[2], 2 do lane_of(q, page[2][index]) end
+    most = most - math.max(1, #page[2] / 2)
+    q.cursor, q.changed = page[1] ~= '0' and page[1] or nil, true
+    if not q.cursor and call('HLEN', key) == 0 then q.turned = q.turned + 1 end
+  end
+  return q.turned < q.turn
 end
 
 -- Puts a job that has become queued at its place.
@@ -139,6 +171,7 @@ local function park_lane(q, name, till)
   local lane = lane_of(q, name)
   lane.parked = till
   call('ZADD', q.parked_lanes, till, name)
+  look_at(q, till)
   balance(q, lane)
 end
 
@@ -162,12 +195,13 @@ local function let_in(q, most, at)
 end
 
 local function store_lanes(q)
+  local key = lanes_key(q, q.turn)
   for name, lane in pairs(q.lanes) do
     if lane.changed then
       if lane.shown == 0 and lane.running == 0 and not lane.parked then
-        call('HDEL', q.lanes_key, name)
+        call('HDEL', key, name)
       else
-        call('HSET', q.lanes_key, name, pack(lane.shown, lane.running, lane.parked))
+        call('HSET', key, name, pack(lane.shown, lane.running, lane.parked))
       end
     end
   end

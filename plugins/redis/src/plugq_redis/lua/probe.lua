@@ -12,6 +12,7 @@ local commands = {
   {'ZSCORE', order, 'a'}, {'ZRANGE', order, 0, 0}, {'ZRANGEBYSCORE', order, 1, 1},
   {'ZREVRANGEBYSCORE', order, 1, 1}, {'ZRANGEBYLEX', order, '[a', '[a'}, {'ZREM', order, 'b'},
   {'ZREMRANGEBYSCORE', order, 2, 2}, {'ZREMRANGEBYRANK', order, 5, 5}, {'SADD', members, 'a'}, {'SMEMBERS', members},
+  {'SREM', members, 'b'}, {'HSCAN', hash, 0}, {'HLEN', hash},
   {'PUBLISH', peer, ''}, {'PUBSUB', 'NUMSUB', peer}, {'DEL', unpack(keys)},
 }
 local denied = {}

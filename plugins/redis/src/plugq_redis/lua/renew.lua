@@ -21,7 +21,10 @@ for index, ref in ipairs(refs) do
   end
   if worker then listed[pack(ref[1], ref[2], ref[3])] = true end
 end
-for name, list in pairs(extended) do in_chunks('ZADD', open(name).leases, list) end
+for name, list in pairs(extended) do
+  in_chunks('ZADD', open(name).leases, list)
+  expect(open(name), now + lease)
+end
 if worker then
   local shared = name and open(name).base or COMMON
   local unlisted = {}

@@ -54,8 +54,12 @@ local function live(q, j, item)
     -- No worker repeats a claim of this number: those of workers are positive.
     j.number = -j.seq
     call('ZADD', q.leases, item[21] or now, j.id)
+    expect(q, item[21] or now)
     hold(q, j.worker, j.number, 1, {q.name, j.id})
-    if j.deadline then call('ZADD', q.running_overdue, j.deadline, j.id) end
+    if j.deadline then
+      call('ZADD', q.running_overdue, j.deadline, j.id)
+      expect(q, j.deadline)
+    end
   else
     j.state = QUEUED
     wait(q, j, state)

@@ -30,6 +30,8 @@ local function idle(peer, names)
   for _, name in ipairs(names) do
     local q = open(name)
     call('ZADD', q.idle, now, peer)
+    -- A claim of a limited queue may leave jobs that could start.
+    if q.exists and (q.by_queue or q.by_lane) then look_at(q, now) end
     -- Peers poll; one that did not come for a day has gone.
     for _, gone in ipairs(call('ZRANGEBYSCORE', q.idle, '-inf', now - DAY, 'LIMIT', 0, 10)) do
       busy(q, gone)
@@ -91,6 +93,7 @@ local function close(caller, everything)
       call('HSET', q.tallies_key, task, pack(unpack(counts, 1, RATE_AT)))
     end
     store_lanes(q)
+    enlist(q)
     if q.changed then store(q) end
   end
   store_batches()

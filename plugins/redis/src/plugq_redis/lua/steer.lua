@@ -18,7 +18,9 @@ local function configure(item)
     let_in(q, 1000000, math.huge)
   end
   if q.lane_max ~= lane_max then
-    for _, name in ipairs(call('HKEYS', q.lanes_key)) do balance(q, lane_of(q, name)) end
+    store_lanes(q)
+    q.lanes, q.turn = {}, q.turn + 1
+    turn_lanes(q, CHUNK)
   end
   return q
 end
@@ -37,6 +39,7 @@ for _, item in ipairs(items) do
     end
   end
   q.changed = true
+  look_at(q, now)
   if kind ~= 'drain' then q.fresh = ready_count(q) end
 end
 return {close('')}

@@ -2,13 +2,12 @@
 -- be ended, the grace of deadlines, and in a cluster the queue, empty for what belongs to none, and
 -- how many of each kind are its share.
 
-local LAPSE, DEADLINE, DUE, REMOVE = 1, 2, 3, 4
+local LAPSE, DEADLINE, DUE_NOW, REMOVE = 1, 2, 3, 4
 
 tell_time()
 allow_writes()
 local limit, max_crashes, end_leases, grace, name, shares = unpack_all(ARGV[2])
 limit = math.max(0, math.min(limit, MANY))
-local names = not name and all_queues() or name ~= '' and {name} or {}
 local changes = {}
 shares = shares or {limit, limit, limit, limit, limit}
 local left = {lapsed = shares[1], ending = shares[2], overdue = shares[3], due = shares[4],
@@ -102,7 +101,7 @@ local function sweep(q)
       call('ZREM', q.overdue, id)
     end
   end
-  left.due = left.due - promote(q, left.due, function(j) changed(j, DUE, QUEUED, j.code) end)
+  left.due = left.due - promote(q, left.due, function(j) changed(j, DUE_NOW, QUEUED, j.code) end)
   if #q.expiring > 0 then
     in_chunks('ZADD', q.expiry, q.expiring)
     q.expiring = {}
@@ -111,40 +110,102 @@ local function sweep(q)
   expire_keys(q, limit)
 end
 
-local soonest = nil
+local soonest, let, states, turning = nil, 0, 0, false
 
-local function first(key, later)
-  local at = call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
-  if at then soonest = least(soonest, tonumber(at) + (later or 0)) end
+local function first(key)
+  return tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
 end
 
-local let, states = 0, 0
+-- Returns the queues to look at, as many as go into a command, and whether something may be due in
+-- more.
+local function queues_due()
+  if name then return name ~= '' and {name} or {}, false end
+  local found = call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, CHUNK)
+  local count, there = #found, {}
+  for _, each in ipairs(found) do there[each] = true end
+  for _, each in ipairs(call('ZRANGEBYSCORE', LOOKS, '-inf', now, 'LIMIT', 0, CHUNK)) do
+    if not there[each] then found[#found + 1] = each end
+  end
+  return found, count == CHUNK
+end
+
+local function is_unused(q)
+  return not q.settings and not q.paused and not q.draining and q.token < now * 1000000
+    and call('ZCARD', q.all) == 0
+end
+
+-- Keeps when the next sweep has to look at a queue, whatever that one is asked for.
+local function keep_times(q, due_at)
+  local look = first(q.base .. 'limits:over')
+  if q.turned < q.turn then look = now end
+  if q.by_queue or q.by_lane then look = least(least(look, q.parked), first(q.parked_lanes)) end
+  if slots(q, ready_count(q)) > 0 and call('ZCARD', q.idle) > 0 then
+    -- Those who are woken for them may have gone.
+    look = now
+  end
+  q.swept = true
+  put_down(q, 'due', DUE, due_at)
+  put_down(q, 'look', LOOKS, look)
+  if not due_at and not look and is_unused(q) then call('ZADD', UNUSED, now + DAY, q.name) end
+end
+
+-- Forgets a queue that has not been used for a day. Its tokens go on rising with the clock.
+local function forget(q)
+  call('DEL', q.base .. 'queue', q.tallies_key)
+  call('ZREMRANGEBYSCORE', q.idle, '-inf', now - DAY)
+  call('SREM', QUEUES, q.name)
+  q.exists = false
+end
+
+local function look_after(q)
+  sweep(q)
+  turning = turn_lanes(q, CHUNK) or turning
+  if q.by_queue or q.by_lane then let = let + let_in(q, limit - let, now) end
+  states = states + forget_states(q, limit - states)
+  local at = nil
+  for _, key in ipairs({q.delayed, q.overdue, q.expiry, q.throttles}) do
+    at = least(at, first(key))
+  end
+  local lapse, ending = first(q.leases), first(q.running_overdue)
+  soonest = least(soonest, at)
+  if end_leases then
+    soonest = least(soonest, lapse)
+    soonest = least(soonest, ending and ending + grace)
+  end
+  if CLUSTER then
+    forget_batches(q.base, limit)
+    call('ZREMRANGEBYSCORE', q.base .. 'claims', '-inf', now)
+    call('ZREMRANGEBYSCORE', q.base .. 'marks', '-inf', now)
+  else
+    keep_times(q, least(least(at, lapse), ending))
+  end
+end
+
+local names, more = queues_due()
 for _, each in ipairs(names) do
   local q = known(each)
-  if q then
-    sweep(q)
-    if q.by_queue or q.by_lane then let = let + let_in(q, limit - let, now) end
-    states = states + forget_states(q, limit - states)
-    for _, key in ipairs({q.delayed, q.overdue, q.expiry, q.throttles}) do first(key) end
-    if end_leases then
-      first(q.leases)
-      first(q.running_overdue, grace)
-    end
-    if CLUSTER then
-      forget_batches(q.base, limit)
-      call('ZREMRANGEBYSCORE', q.base .. 'claims', '-inf', now)
-      call('ZREMRANGEBYSCORE', q.base .. 'marks', '-inf', now)
-    end
+  if q then look_after(q) end
+end
+if not name then
+  local unused = call('ZRANGEBYSCORE', UNUSED, '-inf', now, 'LIMIT', 0, CHUNK)
+  in_chunks('ZREM', UNUSED, unused)
+  for _, each in ipairs(unused) do
+    local q = known(each)
+    if q and not q.due and not q.look and is_unused(q) then forget(q) end
   end
+  -- Of the other queues it is known already.
+  local later = call('ZRANGEBYSCORE', DUE, '(' .. string.format('%.17g', now), '+inf',
+    'WITHSCORES', 'LIMIT', 0, 1)
+  soonest = least(soonest, tonumber(later[2]))
 end
 if not CLUSTER or name == '' then
   forget_batches(COMMON, limit)
   local claims = COMMON .. 'claims'
   in_chunks('ZREM', claims, call('ZRANGEBYSCORE', claims, '-inf', now, 'LIMIT', 0, limit))
   expire_registers(limit)
-  first(COMMON .. 'registers:over')
+  soonest = least(soonest, first(COMMON .. 'registers:over'))
 end
 local next_in = nil
 if soonest then next_in = math.max(0, soonest - now) end
-if let >= limit or states >= limit then next_in = 0 end
+if let >= limit or states >= limit or turning or (more and end_leases) then next_in = 0 end
 return {close('', true), pack(next_in), pack(changes)}
