@@ -406,17 +406,15 @@ CREATE FUNCTION spend_v1(p_namespace integer, p_now double precision, p_queue in
     p_kinds smallint[], p_lanes bytea[], p_states bytea[], p_expires double precision[],
     OUT effect text, OUT versions bigint[]) LANGUAGE plpgsql AS $$
 BEGIN
-    WITH stored AS (
-        INSERT INTO budget AS b (namespace, queue, kind, lane, version, state, expires)
-        SELECT p_namespace, p_queue, s.kind, s.lane, nextval('version_sequence'), s.state, s.expires
-        FROM unnest(p_kinds, p_lanes, p_states, p_expires) AS s (kind, lane, state, expires)
-        ON CONFLICT (queue, kind, lane) DO UPDATE SET version = excluded.version,
-            state = excluded.state, expires = excluded.expires
-        RETURNING kind, lane, version
-    )
-    SELECT array_agg(stored.version ORDER BY s.n) INTO versions
-    FROM unnest(p_kinds, p_lanes) WITH ORDINALITY AS s (kind, lane, n)
-        JOIN stored ON stored.kind = s.kind AND stored.lane = s.lane;
+    versions := ARRAY(
+        SELECT nextval('version_sequence') FROM generate_series(1, cardinality(p_kinds))
+    );
+    INSERT INTO budget (namespace, queue, kind, lane, version, state, expires)
+    SELECT p_namespace, p_queue, s.kind, s.lane, s.version, s.state, s.expires
+    FROM unnest(p_kinds, p_lanes, p_states, p_expires, versions)
+        AS s (kind, lane, state, expires, version)
+    ON CONFLICT (queue, kind, lane) DO UPDATE SET version = excluded.version,
+        state = excluded.state, expires = excluded.expires;
     effect := ROW (grant_v1(p_namespace, p_now, p_queue, p_seqs, p_worker, p_peer, p_number,
         p_lease), NULL)::effect_v1::text;
 END $$;
