@@ -101,6 +101,7 @@ def test_the_name_of_a_module_counts() -> None:
     [
         ({"max_attempts": 0}, "max_attempts: expected an integer of at least 1 (1 means no retry)"),
         ({"max_attempts": True}, "max_attempts"),
+        ({"max_attempts": 2**70}, "max_attempts: expected less than 2,147,483,648"),
         ({"max_attempts": 1.5}, "max_attempts"),
         ({"backoff": "quadratic"}, "backoff: expected exponential, linear or fixed"),
         ({"jitter": 1.1}, "jitter"),

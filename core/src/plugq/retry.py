@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Backoff = Literal["exponential", "linear", "fixed"]
 
+#: So many executions are a mistake, and more than some storages can count.
+_TOO_MANY = 2**31
+
 
 class RetryTerms(msgspec.Struct, frozen=True, array_like=True):
     """A retry policy as it travels with a job, and the decisions that its worker takes by it."""
@@ -116,12 +119,15 @@ def check_max_attempts(value: object) -> None:
     """Refuse what is no number of executions.
 
     Raises:
-        ValueError: it is not an integer of at least 1.
+        ValueError: it is not an integer of at least 1 and less than 2 to the 31st.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         message = (
             f"max_attempts: expected an integer of at least 1 (1 means no retry), got {value!r}"
         )
+        raise ValueError(message)
+    if value >= _TOO_MANY:
+        message = f"max_attempts: expected less than {_TOO_MANY:,}, got {value}"
         raise ValueError(message)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -235,4 +237,29 @@ async def test_where_queues_lie_apart_nobody_waits_for_one_that_it_did_not_name(
     assert len(verbs["second"].calls) == (2 if apart else 1)
     # Nothing stays of queues that are not in use.
     assert coalescers._parts == {}
+    await coalescers.stop()
+
+
+async def test_whoever_leaves_leaves_nothing_behind() -> None:
+    verb = Verb()
+    verb.gate.clear()
+    made: list[weakref.ref[Coalescer[int, int]]] = []
+
+    def make() -> Coalescer[int, int]:
+        made.append(weakref.ref(one := Coalescer(verb)))
+        return one
+
+    coalescers = Coalescers(make, queue=str, apart=lambda: True)
+    for item in (1, 2, 3):
+        leaving = asyncio.create_task(coalescers.call([item]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    verb.gate.set()
+    while not all(one is None or one.idle for one in (ref() for ref in made)):
+        await asyncio.sleep(0)
+    assert await coalescers.call([4]) == [16]
+    del leaving  # its error has frames
+    gc.collect()
+    assert [ref() for ref in made] == [None] * 4
     await coalescers.stop()

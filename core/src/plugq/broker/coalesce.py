@@ -165,6 +165,8 @@ class Coalescers(Generic[Item, Answer]):
         key = frozenset(map(self._queue, items)) if self._apart() else frozenset[str]()
         part = self._parts.get(key)
         if part is None:
+            # Those whose last caller was cancelled are still here.
+            self._parts = {name: one for name, one in self._parts.items() if not one.idle}
             part = self._parts[key] = self._make()
         try:
             return await part.call(items)
