@@ -23,7 +23,7 @@ class TestRedisCluster(StorageContract):
     @asynccontextmanager
     async def open(self, context: PluginContext) -> AsyncIterator[Storage]:
         url = os.environ["PLUGQ_TEST_REDIS_CLUSTER_URL"]
-        storage = RedisStorage(RedisOptions(url=url, timeout=30.0), context)
+        storage = RedisStorage(RedisOptions(url=url, timeout=20.0), context)
         await storage.start()
         try:
             yield storage

@@ -93,13 +93,20 @@ async def test_the_socket_lies_where_only_its_user_may_go(open_store: OpenStore)
         assert len(os.fsencode(notices.address)) <= 103
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets, however many tests there are."""
+    with tempfile.TemporaryDirectory(prefix="plugq-") as folder:
+        yield Path(folder)
+
+
 def test_a_folder_that_others_may_enter_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_folder = tmp_path / f"plugq-{os.getuid()}"
+    open_folder = short_path / f"plugq-{os.getuid()}"
     open_folder.mkdir()
     open_folder.chmod(0o755)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
     assert runtime_folder() != open_folder
     open_folder.chmod(0o700)
     assert runtime_folder() == open_folder
@@ -115,9 +122,9 @@ def test_a_folder_with_a_long_path_is_not_used(
 
 
 def test_sockets_of_dead_processes_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
     folder = runtime_folder()
     paths = {name: folder / f"{name}.s" for name in ("dead", "young", "alive")}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alive:

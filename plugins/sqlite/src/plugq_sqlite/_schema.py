@@ -287,18 +287,21 @@ TABLES = (
 
 #: One entry a version; ``PRAGMA user_version`` counts those that a file has had.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
-#: What says so; both lie in the file's header and are part of the transaction.
-_MARKS = (
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {len(MIGRATIONS)}",
-)
+
+
+def _marks() -> tuple[str, str]:
+    """Return what says so; both lie in the file's header and are part of the transaction."""
+    return (
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        f"PRAGMA user_version = {len(MIGRATIONS)}",
+    )
 
 
 def migration_sql(since: int = 0) -> str:
     """Return the script that brings a file from version ``since`` to the newest."""
     statements = [inspect.cleandoc(one) for step in MIGRATIONS[since:] for one in step]
     return (
-        "\n".join(f"{one};" for one in ["BEGIN IMMEDIATE", *statements, *_MARKS, "COMMIT"]) + "\n"
+        "\n".join(f"{one};" for one in ["BEGIN IMMEDIATE", *statements, *_marks(), "COMMIT"]) + "\n"
     )
 
 
@@ -316,7 +319,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
         for statements in MIGRATIONS[check_owner(db, path) :]:
             for statement in statements:
                 db.execute(statement)
-        for mark in _MARKS:
+        for mark in _marks():
             db.execute(mark)
         db.execute("COMMIT")
     except BaseException:
