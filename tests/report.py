@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,10 @@ def main() -> int:
     unknown = set(chosen) - set(STORAGES)
     if unknown:
         sys.exit(f"no storage {', '.join(sorted(unknown))}; there are {', '.join(STORAGES)}")
-    found = {name: run(name) for name in chosen or STORAGES}
+    names = chosen or list(STORAGES)
+    # Two at a time, as each waits for its processes and its server.
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(names, pool.map(run, names), strict=True))
     made = report(found, version("plugq"))
     if chosen:
         sys.stdout.write(f"{made}\n")
