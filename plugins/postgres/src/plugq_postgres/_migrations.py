@@ -82,7 +82,7 @@ async def schema_version(db: asyncpg.Connection, schema: str) -> int:
     """Return the version of a schema, 0 where it has nothing yet.
 
     Raises:
-        ConfigError: it belongs to something else or to a newer plugq-postgres.
+        ConfigError: it belongs to something else.
     """
     found = await db.fetchrow(_FOUND, schema)
     if found is None or not found["there"]:
